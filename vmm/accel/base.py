@@ -1,0 +1,146 @@
+"""What every accelerator provides: a VM over mapped guest RAM, and vCPUs that run until told to stop.
+
+The machine knows only these protocols. One vCPU belongs to one thread while it runs; `kick` is the
+only method that may be called from another thread at that time. `save` and `load` are called from
+the loop's thread while every vCPU thread is parked.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from cpr.vmstate import VmState
+from vmm.accel.x86_state import CpuState
+
+
+class StopReason(enum.Enum):
+    """Why `Vcpu.run` returned."""
+
+    KICKED = "kicked"  # somebody called kick(); state is exact and every I/O access is complete
+    HALTED = "halted"  # hlt, and this accelerator leaves waking up to the VMM
+    SHUTDOWN = "shutdown"  # triple fault
+    ERROR = "error"  # the accelerator cannot go on (emulation failure); see detail
+
+
+@dataclass(frozen=True, slots=True)
+class VcpuStop:
+    """The outcome of one `Vcpu.run`; `detail` is for people."""
+
+    reason: StopReason
+    detail: str = ""
+
+
+class IoBus(Protocol):
+    """Where guest port and memory-mapped accesses go; called on vCPU threads.
+
+    Unclaimed reads return all ones of the access size, unclaimed writes are dropped, as on a PC.
+    `size` is 1, 2, 4 or 8 bytes.
+    """
+
+    def pio_read(self, port: int, size: int) -> int: ...
+
+    def pio_write(self, port: int, size: int, value: int) -> None: ...
+
+    def mmio_read(self, addr: int, size: int) -> int: ...
+
+    def mmio_write(self, addr: int, size: int, value: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class MappedSlot:
+    """One contiguous range of guest-physical memory and where it is mapped in this process."""
+
+    guest_start: int
+    size_bytes: int
+    host_address: int
+
+
+@dataclass(frozen=True, slots=True)
+class VmOptions:
+    """What the machine asks of an accelerator; `properties` are the `-accel NAME,key=value` ones."""
+
+    vcpu_count: int
+    kernel_irqchip: bool = False
+    cpu_model: str = "max"
+    properties: Mapping[str, str] = field(default_factory=dict)
+
+
+class Vcpu(Protocol):
+    """One virtual CPU."""
+
+    @property
+    def index(self) -> int: ...
+
+    def run(self, bus: IoBus) -> VcpuStop:
+        """Run the guest on the calling thread until something stops it.
+
+        Device accesses are served through `bus` without returning. When a kick is pending the call
+        returns KICKED without entering the guest.
+        """
+        ...
+
+    def kick(self) -> None:
+        """Make the present or the next `run` return KICKED; callable from any thread."""
+        ...
+
+    def clear_kick(self) -> None:
+        """Forget a kick; called before the vCPU thread enters `run` again."""
+        ...
+
+    def save(self) -> CpuState:
+        """Read the whole CPU state; the vCPU must be stopped."""
+        ...
+
+    def load(self, state: CpuState) -> None:
+        """Replace the whole CPU state; callable again and again (rehearsals). AccelError names the
+        register or MSR that was refused."""
+        ...
+
+    def rehearse(self) -> None:
+        """Run a few instructions outside guest RAM so that the first real entry is warm.
+
+        Changes CPU state; the caller loads a state afterwards. Never touches guest RAM.
+        """
+        ...
+
+
+class GuestVm(Protocol):
+    """A VM: its vCPUs and the machine state that the accelerator itself keeps."""
+
+    @property
+    def vcpus(self) -> Sequence[Vcpu]: ...
+
+    def save(self) -> tuple[VmState, ...]:
+        """State kept by the accelerator beside the vCPUs (in-kernel irqchip, PIT, clock)."""
+        ...
+
+    def load(self, states: Sequence[VmState]) -> None:
+        """Replace the state that `save` gives; vCPUs are loaded after it."""
+        ...
+
+    def state_types(self) -> tuple[type[VmState], ...]:
+        """The types that `save` returns, for the HELLO inventory."""
+        ...
+
+    def close(self) -> None:
+        """Release the VM and all its vCPUs; their threads have ended."""
+        ...
+
+
+class Accelerator(Protocol):
+    """A way to run guest code on this host."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def max_vcpus(self) -> int: ...
+
+    def create_vm(self, slots: Sequence[MappedSlot], options: VmOptions) -> GuestVm:
+        """Make a VM with `options.vcpu_count` vCPUs in reset state over the mapped RAM."""
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,218 @@
+"""The whole configuration of one VMM process: frozen, validated once, made by `vmm.cli`."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import UUID
+
+
+@dataclass(frozen=True, slots=True)
+class MachineOptions:
+    """`-machine`: `type_name` is canonical and versioned ("cpr-1.0")."""
+
+    type_name: str = "cpr-1.0"
+    kernel_irqchip: bool = False
+    memory_backend: str | None = None
+    aux_ram_share: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AccelOptions:
+    """One `-accel`; tried in the order given."""
+
+    name: str
+    properties: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryBackend:
+    """`-object memory-backend-memfd` (kind "memfd") or `memory-backend-ram` (kind "ram")."""
+
+    id: str
+    kind: str
+    size_bytes: int
+    share: bool
+    seal: bool = True
+    hugetlb: bool = False
+    hugetlb_size_bytes: int | None = None
+    prealloc: bool = False
+
+
+class ChardevKind(enum.Enum):
+    """Character back-ends."""
+
+    NULL = "null"
+    STDIO = "stdio"
+    FILE = "file"
+    SOCKET = "socket"
+    PTY = "pty"
+
+
+@dataclass(frozen=True, slots=True)
+class Chardev:
+    """`-chardev`; `path` for file and unix sockets, `fd` for an inherited fd (socket: listening)."""
+
+    id: str
+    kind: ChardevKind
+    path: Path | None = None
+    fd: int | None = None
+    append: bool = False  # file
+    server: bool = False  # socket
+    wait: bool = True  # socket server: block start-up until a client is there
+
+
+class MonitorMode(enum.Enum):
+    """What a monitor speaks."""
+
+    CONTROL = "control"  # QMP
+    READLINE = "readline"  # HMP
+
+
+@dataclass(frozen=True, slots=True)
+class Monitor:
+    """`-mon`, `-qmp` or `-monitor`: a protocol on a chardev."""
+
+    chardev: str
+    mode: MonitorMode
+    pretty: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LoaderDevice:
+    """`-device loader`: put a file (or data) into RAM and/or set a CPU's program counter."""
+
+    file: Path | None = None
+    addr: int | None = None
+    cpu_num: int | None = None
+    data: int | None = None
+    data_len: int | None = None
+    force_raw: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DebugExitDevice:
+    """`-device isa-debug-exit,iobase=,iosize=`."""
+
+    iobase: int = 0x501
+    iosize: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class DebugConsoleDevice:
+    """`-device isa-debugcon,iobase=,chardev=`: one write-only port."""
+
+    chardev: str
+    iobase: int = 0xE9
+
+
+@dataclass(frozen=True, slots=True)
+class FloppyImage:
+    """`-drive if=floppy,format=raw,file=`: only its boot sector is used, loaded at 0x7c00."""
+
+    file: Path
+
+
+@dataclass(frozen=True, slots=True)
+class SocketUnix:
+    """A unix stream socket by path."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class SocketInet:
+    """A TCP address."""
+
+    host: str
+    port: str
+
+
+@dataclass(frozen=True, slots=True)
+class SocketVsock:
+    """A vsock address."""
+
+    cid: str
+    port: str
+
+
+@dataclass(frozen=True, slots=True)
+class SocketFd:
+    """An fd by number (command line) or by getfd name."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExecAddress:
+    """A command whose standard input or output is the stream."""
+
+    args: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FileAddress:
+    """A file and an offset into it."""
+
+    filename: str
+    offset_bytes: int = 0
+
+
+MigrationAddress = SocketUnix | SocketInet | SocketVsock | SocketFd | ExecAddress | FileAddress
+
+
+class ChannelType(enum.Enum):
+    """Which migration channel an address is for."""
+
+    MAIN = "main"
+    CPR = "cpr"
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationChannel:
+    """One entry of `migrate`'s channel list or one `-incoming`."""
+
+    type: ChannelType
+    address: MigrationAddress
+
+
+@dataclass(frozen=True, slots=True)
+class IncomingConfig:
+    """Every `-incoming` together. `main` is None with `defer` or with a cpr channel alone."""
+
+    main: MigrationAddress | None = None
+    cpr: MigrationAddress | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VmmConfig:
+    """One VMM process."""
+
+    machine: MachineOptions = field(default_factory=MachineOptions)
+    accels: tuple[AccelOptions, ...] = (AccelOptions("kvm"), AccelOptions("unicorn"))
+    memory_size_bytes: int = 128 << 20
+    memory_backends: tuple[MemoryBackend, ...] = ()
+    vcpu_count: int = 1
+    cpu_model: str = "max"
+    name: str | None = None
+    uuid: UUID | None = None
+    chardevs: tuple[Chardev, ...] = ()
+    serials: tuple[str, ...] = ()  # chardev ids, first = COM1
+    monitors: tuple[Monitor, ...] = ()
+    loaders: tuple[LoaderDevice, ...] = ()
+    debug_exits: tuple[DebugExitDevice, ...] = ()
+    debug_consoles: tuple[DebugConsoleDevice, ...] = ()
+    floppy: FloppyImage | None = None
+    kernel: Path | None = None
+    initrd: Path | None = None
+    append: str = ""
+    incoming: IncomingConfig | None = None
+    start_paused: bool = False  # -S
+    no_reboot: bool = False
+    no_shutdown: bool = False
+    pidfile: Path | None = None
+    timestamps: bool = False  # -msg timestamp=on
+    migration_globals: Mapping[str, str] = field(default_factory=dict)  # -global migration.X=Y
+    warnings: tuple[str, ...] = ()  # one line each, printed at start
