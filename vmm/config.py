@@ -194,6 +194,7 @@ class VmmConfig:
     accels: tuple[AccelOptions, ...] = (AccelOptions("kvm"), AccelOptions("unicorn"))
     memory_size_bytes: int = 128 << 20
     memory_backends: tuple[MemoryBackend, ...] = ()
+    numa_memdevs: tuple[str, ...] = ()  # -numa node,memdev=ID: RAM of several back-ends
     vcpu_count: int = 1
     cpu_model: str = "max"
     name: str | None = None
@@ -216,3 +217,15 @@ class VmmConfig:
     timestamps: bool = False  # -msg timestamp=on
     migration_globals: Mapping[str, str] = field(default_factory=dict)  # -global migration.X=Y
     warnings: tuple[str, ...] = ()  # one line each, printed at start
+
+    def ram_backends(self) -> tuple[MemoryBackend, ...]:
+        """The back-ends that are guest RAM, in guest-physical order.
+
+        Plain `-m` has no back-end object: it is private memory named pc.ram, as on QEMU's pc.
+        """
+        by_id = {backend.id: backend for backend in self.memory_backends}
+        if self.numa_memdevs:
+            return tuple(by_id[name] for name in self.numa_memdevs)
+        if self.machine.memory_backend is not None:
+            return (by_id[self.machine.memory_backend],)
+        return (MemoryBackend("pc.ram", "ram", self.memory_size_bytes, share=False),)

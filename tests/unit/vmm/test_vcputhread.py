@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+import pytest
+
+from tests.framework.scripted_accel import SCRIPT_DEADLINE_S, NoBus, ScriptedVcpu
+from vmm.accel.base import StopReason, VcpuStop
+from vmm.vcputhread import VcpuThreads
+
+HALT = VcpuStop(StopReason.HALTED)
+
+
+class Rig:
+    """Threads over scripted vCPUs, and what they reported."""
+
+    def __init__(self, *vcpus: ScriptedVcpu) -> None:
+        self.vcpus = vcpus
+        self.stops: asyncio.Queue[tuple[int, VcpuStop]] = asyncio.Queue()
+        self.threads = VcpuThreads(
+            vcpus,
+            NoBus(),
+            asyncio.get_running_loop(),
+            lambda index, stop: self.stops.put_nowait((index, stop)),
+        )
+
+    def __enter__(self) -> Rig:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.threads.end()
+
+
+def entered(vcpus: Iterable[ScriptedVcpu]) -> None:
+    for vcpu in vcpus:
+        assert vcpu.inside.acquire(timeout=SCRIPT_DEADLINE_S)
+
+
+async def test_every_vcpu_runs_after_resume_and_none_after_stop() -> None:
+    with Rig(ScriptedVcpu(0), ScriptedVcpu(1)) as rig:
+        for round_number in (1, 2, 3):
+            rig.threads.resume()
+            entered(rig.vcpus)
+            rig.threads.stop()
+            assert [vcpu.entered for vcpu in rig.vcpus] == [round_number] * 2
+
+
+async def test_stop_without_resume_returns_at_once() -> None:
+    with Rig(ScriptedVcpu()) as rig:
+        rig.threads.stop()
+        rig.threads.stop()
+        assert rig.vcpus[0].entered == 0
+
+
+async def test_halted_vcpu_stops_and_does_not_run_past_hlt_when_resumed() -> None:
+    with Rig(ScriptedVcpu(script=[HALT])) as rig:
+        rig.threads.resume()
+        entered(rig.vcpus)
+        rig.threads.stop()
+        assert [thread.halted for thread in rig.threads] == [True]
+        rig.threads.resume()
+        rig.threads.stop()
+        assert rig.vcpus[0].entered == 1
+
+
+async def test_cleared_halt_lets_the_vcpu_run_again() -> None:
+    with Rig(ScriptedVcpu(script=[HALT])) as rig:
+        rig.threads.resume()
+        entered(rig.vcpus)
+        rig.threads.stop()
+        for thread in rig.threads:
+            thread.halted = False
+        rig.threads.resume()
+        entered(rig.vcpus)
+        rig.threads.stop()
+        assert rig.vcpus[0].entered == 2
+
+
+@pytest.mark.parametrize("reason", [StopReason.SHUTDOWN, StopReason.ERROR])
+async def test_guest_that_stops_by_itself_is_reported_once_and_can_be_stopped(
+    reason: StopReason,
+) -> None:
+    stop = VcpuStop(reason, "why")
+    with Rig(ScriptedVcpu(3, script=[stop])) as rig:
+        rig.threads.resume()
+        assert await asyncio.wait_for(rig.stops.get(), SCRIPT_DEADLINE_S) == (3, stop)
+        rig.threads.stop()
+        assert rig.stops.empty()
+
+
+async def test_exception_on_a_vcpu_thread_is_an_error_stop_with_its_text() -> None:
+    with Rig(ScriptedVcpu(script=[ValueError("broken device")])) as rig:
+        rig.threads.resume()
+        _index, stop = await asyncio.wait_for(rig.stops.get(), SCRIPT_DEADLINE_S)
+        assert stop == VcpuStop(StopReason.ERROR, "ValueError: broken device")
+        rig.threads.stop()
+
+
+async def test_thread_ids_are_kernel_thread_ids() -> None:
+    with Rig(ScriptedVcpu(0), ScriptedVcpu(1)) as rig:
+        ids = [thread.thread_id for thread in rig.threads]
+        assert len(set(ids)) == 2
+        assert all(number > 0 for number in ids)

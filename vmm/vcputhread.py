@@ -1,0 +1,148 @@
+"""vCPU threads, and the one door between them and the loop.
+
+Each vCPU has one thread for its whole life. The loop's thread tells it to run (`resume`) or to stop
+(`request_stop`, then `wait_parked`); the thread tells the loop about anything else that stopped the
+guest through one callback, which is posted with `call_soon_threadsafe`. Nothing else crosses.
+
+Two raw locks serve as binary semaphores: they are the cheapest wake-up Python has, and a stop and a
+start are both inside the blackout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from vmm.accel.base import IoBus, StopReason, Vcpu, VcpuStop
+from vmm.errors import MachineError
+
+# A kicked vCPU leaves the guest within microseconds (KVM) or one slice (Unicorn). One that has not
+# done so after this long is stuck in the kernel or in a device callback.
+STOP_DEADLINE_MS = 5_000
+_MS_PER_S = 1000
+
+GuestStopped = Callable[[int, VcpuStop], None]
+
+
+class VcpuThread:
+    """One vCPU and its thread. All methods are called on the loop's thread."""
+
+    def __init__(
+        self, vcpu: Vcpu, bus: IoBus, loop: asyncio.AbstractEventLoop, on_stopped: GuestStopped
+    ) -> None:
+        self.vcpu = vcpu
+        self.halted = False  # hlt executed and nothing woke it: part of the CPU's saved state
+        self._bus = bus
+        self._loop = loop
+        self._on_stopped = on_stopped
+        self._running = False
+        self._ending = False
+        self._go = _held_lock()
+        self._parked = _held_lock()
+        self._idle = _held_lock()
+        self._thread = threading.Thread(target=self._main, name=f"vcpu{vcpu.index}", daemon=True)
+        self._thread.start()
+
+    @property
+    def thread_id(self) -> int:
+        """Kernel thread id, as query-cpus-fast reports it."""
+        return self._thread.native_id or 0
+
+    def resume(self) -> None:
+        """Let the vCPU run; it must be parked."""
+        self.vcpu.clear_kick()
+        self._idle.acquire(blocking=False)  # forget the wake-up of an earlier stop
+        self._running = True
+        self._go.release()
+
+    def request_stop(self) -> None:
+        """Ask the vCPU to leave the guest; returns at once."""
+        if self._running:
+            self.vcpu.kick()
+            if self._idle.locked():
+                self._idle.release()
+
+    def wait_parked(self, deadline_s: float) -> None:
+        """Wait until the vCPU is parked; `deadline_s` is on the monotonic clock.
+
+        Raises MachineError when it is not parked by then.
+        """
+        if not self._running:
+            return
+        if not self._parked.acquire(timeout=max(0.0, deadline_s - time.monotonic())):
+            raise MachineError(
+                f"vCPU {self.vcpu.index} did not stop within {STOP_DEADLINE_MS} ms after a kick"
+            )
+        self._running = False
+
+    def end(self) -> None:
+        """End the thread; the vCPU must be parked."""
+        self._ending = True
+        self._go.release()
+        self._thread.join(STOP_DEADLINE_MS / _MS_PER_S)
+
+    def _main(self) -> None:
+        while True:
+            self._go.acquire()
+            if self._ending:
+                return
+            self._run_until_kicked()
+            self._parked.release()
+
+    def _run_until_kicked(self) -> None:
+        while not self.halted:
+            try:
+                stop = self.vcpu.run(self._bus)
+            except Exception as error:  # a device or accelerator bug must stop the guest, not hide
+                stop = VcpuStop(StopReason.ERROR, f"{type(error).__name__}: {error}")
+            if stop.reason is StopReason.KICKED:
+                return
+            if stop.reason is StopReason.HALTED:
+                self.halted = True
+                break
+            self._loop.call_soon_threadsafe(self._on_stopped, self.vcpu.index, stop)
+            break
+        self._idle.acquire()
+
+
+class VcpuThreads:
+    """All vCPUs of a machine, stopped and resumed together."""
+
+    def __init__(
+        self,
+        vcpus: Sequence[Vcpu],
+        bus: IoBus,
+        loop: asyncio.AbstractEventLoop,
+        on_stopped: GuestStopped,
+    ) -> None:
+        self._threads = tuple(VcpuThread(vcpu, bus, loop, on_stopped) for vcpu in vcpus)
+
+    def __iter__(self) -> Iterator[VcpuThread]:
+        return iter(self._threads)
+
+    def resume(self) -> None:
+        """Let every vCPU run."""
+        for thread in self._threads:
+            thread.resume()
+
+    def stop(self) -> None:
+        """Stop every vCPU and wait for the last one; kicked all together, so the wait is one."""
+        for thread in self._threads:
+            thread.request_stop()
+        deadline_s = time.monotonic() + STOP_DEADLINE_MS / _MS_PER_S
+        for thread in self._threads:
+            thread.wait_parked(deadline_s)
+
+    def end(self) -> None:
+        """Stop, then end every thread."""
+        self.stop()
+        for thread in self._threads:
+            thread.end()
+
+
+def _held_lock() -> threading.Lock:
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
