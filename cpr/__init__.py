@@ -1,1 +1,1 @@
-"""The live-update protocol: handshake, messages, vmstate, named fds and the channel that carries them."""
+"""The live-update protocol: handshake, messages, vmstate, named fds and their channel."""
