@@ -28,12 +28,16 @@ class EventLog:
         self._pending: list[tuple[str, Mapping[str, Any] | None, int]] = []
         self._timer: asyncio.TimerHandle | None = None
 
-    def emit(self, name: str, data: Mapping[str, Any] | None = None) -> None:
-        """Record an event that happens now."""
+    def emit(
+        self, name: str, data: Mapping[str, Any] | None = None, timestamp_ns: int | None = None
+    ) -> None:
+        """Record an event that happens now, or happened at `timestamp_ns` (CLOCK_REALTIME)."""
+        if timestamp_ns is None:
+            timestamp_ns = time.time_ns()
         if self._timer is None:
-            self._send(name, data, time.time_ns())
+            self._send(name, data, timestamp_ns)
         else:
-            self._pending.append((name, data, time.time_ns()))
+            self._pending.append((name, data, timestamp_ns))
 
     def hold(self) -> None:
         """Keep events back until `release`, at most HOLD_MAX_MS."""

@@ -2,6 +2,5 @@
 
 PRODUCT = "cpr-vmm"
 VERSION = "0.1.0"
-PROTOCOL_VERSION = 1
 # The QEMU whose QMP dialogue, events and texts we follow (shared facts, 10.0 column).
 QEMU_COMPATIBLE = (10, 0, 2)

@@ -35,5 +35,5 @@ def test_successor_takes_the_name_over_and_keeps_it_when_the_old_process_ends(
 
 
 def test_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot create PID file .*nowhere"):
+    with pytest.raises(ConfigError, match=r"cannot create PID file .*nowhere"):
         Pidfile(tmp_path / "nowhere" / "vmm.pid").__enter__()

@@ -1,15 +1,29 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterable
 
 import pytest
 
 from tests.framework.scripted_accel import SCRIPT_DEADLINE_S, NoBus, ScriptedVcpu
 from vmm.accel.base import StopReason, VcpuStop
+from vmm.errors import AccelError
 from vmm.vcputhread import VcpuThreads
 
 HALT = VcpuStop(StopReason.HALTED)
+
+
+class RehearsedVcpu(ScriptedVcpu):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rehearsed_on: list[int] = []
+        self.error: Exception | None = None
+
+    def rehearse(self) -> None:
+        self.rehearsed_on.append(threading.get_native_id())
+        if self.error is not None:
+            raise self.error
 
 
 class Rig:
@@ -102,3 +116,18 @@ async def test_thread_ids_are_kernel_thread_ids() -> None:
         ids = [thread.thread_id for thread in rig.threads]
         assert len(set(ids)) == 2
         assert all(number > 0 for number in ids)
+
+
+async def test_rehearsal_runs_on_the_vcpu_thread_and_its_error_comes_back() -> None:
+    with Rig(RehearsedVcpu()) as rig:
+        rig.threads.rehearse()
+        vcpu = rig.vcpus[0]
+        assert isinstance(vcpu, RehearsedVcpu)
+        (thread,) = rig.threads
+        assert vcpu.rehearsed_on == [thread.thread_id]
+        vcpu.error = AccelError("cold")
+        with pytest.raises(AccelError, match="cold"):
+            rig.threads.rehearse()
+        rig.threads.resume()
+        entered(rig.vcpus)
+        rig.threads.stop()
