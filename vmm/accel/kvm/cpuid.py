@@ -1,0 +1,111 @@
+"""What the guest's CPUID instruction answers: what this host and KVM can do, minus what would lie.
+
+KVM_GET_SUPPORTED_CPUID copies some fields from whatever host CPU the call runs on (APIC ids, the
+topology leaves). Those are replaced by the guest's own, so that the answer depends only on the
+host, the kernel, and the VM's options: a successor on the same host gives its guest the same CPU.
+Register meanings: Intel SDM vol. 2A, CPUID; leaf 0x4000_0001: KVM's cpuid.rst.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from vmm.accel.kvm import abi
+
+_LEAF_FEATURES = 0x1
+_LEAF_CACHES = 0x4
+_LEAF_TOPOLOGY = 0xB
+_LEAF_TOPOLOGY_V2 = 0x1F
+_LEAF_AMD_SIZES = 0x8000_0008
+_LEAF_AMD_TOPOLOGY = 0x8000_001E
+_HYPERVISOR_LEAVES = range(0x4000_0000, 0x4001_0000)
+
+_ECX_X2APIC = 1 << 21
+_ECX_TSC_DEADLINE = 1 << 24
+_ECX_HYPERVISOR = 1 << 31
+_EDX_APIC = 1 << 9
+_EDX_HTT = 1 << 28  # the logical processor count in ebx is valid
+
+_TOPOLOGY_SMT = 1 << 8
+_TOPOLOGY_CORE = 2 << 8
+
+
+@dataclass(frozen=True, slots=True)
+class CpuidEntry:
+    """One answer; `flags` says whether ecx (`index`) selects it."""
+
+    function: int
+    index: int
+    flags: int
+    eax: int
+    ebx: int
+    ecx: int
+    edx: int
+
+
+@dataclass(frozen=True, slots=True)
+class CpuidOptions:
+    """What of the VM the CPUs can see."""
+
+    vcpu_count: int
+    kernel_irqchip: bool
+    tsc_deadline: bool
+
+
+def guest_cpuid(
+    supported: Iterable[CpuidEntry], vcpu_index: int, options: CpuidOptions
+) -> tuple[CpuidEntry, ...]:
+    """The entries for one vCPU, whose APIC id is its index."""
+    kept = [entry for entry in supported if _is_kept(entry, options)]
+    entries = [_fitted(entry, vcpu_index, options) for entry in kept]
+    if kept and max(e.function for e in kept if e.function < 0x4000_0000) >= _LEAF_TOPOLOGY:
+        entries.extend(_topology(vcpu_index, options.vcpu_count))
+    return tuple(entries)
+
+
+def _is_kept(entry: CpuidEntry, options: CpuidOptions) -> bool:
+    if entry.function in _HYPERVISOR_LEAVES:
+        # KVM's paravirtual clock, steal time and EOI live in the kernel beside its irqchip. A VM
+        # without that keeps the same small state as under any other accelerator.
+        return options.kernel_irqchip
+    return entry.function not in (_LEAF_TOPOLOGY, _LEAF_TOPOLOGY_V2)
+
+
+def _fitted(entry: CpuidEntry, vcpu_index: int, options: CpuidOptions) -> CpuidEntry:
+    if entry.function == _LEAF_FEATURES:
+        return _features(entry, vcpu_index, options)
+    if entry.function == _LEAF_CACHES:
+        cores = min(options.vcpu_count, 64) - 1  # a 6-bit field: cores per package, less one
+        return replace(entry, eax=entry.eax & 0x0000_3FFF | cores << 26)
+    if entry.function == _LEAF_AMD_SIZES and entry.ecx:  # zero on Intel
+        id_bits = (options.vcpu_count - 1).bit_length()
+        return replace(entry, ecx=(options.vcpu_count - 1) & 0xFF | id_bits << 12)
+    if entry.function == _LEAF_AMD_TOPOLOGY:
+        return replace(entry, eax=vcpu_index, ebx=vcpu_index & 0xFF, ecx=0)
+    return entry
+
+
+def _features(entry: CpuidEntry, vcpu_index: int, options: CpuidOptions) -> CpuidEntry:
+    count = min(options.vcpu_count, 0xFF)
+    ebx = entry.ebx & 0x0000_FFFF | count << 16 | (vcpu_index & 0xFF) << 24
+    ecx = entry.ecx | _ECX_HYPERVISOR
+    edx = entry.edx & ~_EDX_HTT
+    if options.vcpu_count > 1:
+        edx |= _EDX_HTT
+    if not options.kernel_irqchip:  # no local APIC at all: say so
+        ecx &= ~(_ECX_X2APIC | _ECX_TSC_DEADLINE)
+        edx &= ~_EDX_APIC
+    elif options.tsc_deadline:
+        ecx |= _ECX_TSC_DEADLINE
+    return replace(entry, ebx=ebx, ecx=ecx, edx=edx)
+
+
+def _topology(vcpu_index: int, vcpu_count: int) -> Iterator[CpuidEntry]:
+    """One package of single-threaded cores; edx is the x2APIC id on every level."""
+    id_bits = (vcpu_count - 1).bit_length()
+    levels = ((0, 1, _TOPOLOGY_SMT), (id_bits, vcpu_count, _TOPOLOGY_CORE), (0, 0, 0))
+    for index, (shift, count, level) in enumerate(levels):
+        yield CpuidEntry(
+            _LEAF_TOPOLOGY, index, abi.CPUID_FLAG_INDEXED, shift, count, level | index, vcpu_index
+        )

@@ -1,0 +1,308 @@
+"""Kernel structs <-> CpuState, without an allocation that can be avoided: this is blackout code.
+
+`VcpuBuffers` owns one buffer for each struct, made once. The `read_*` functions turn a filled
+buffer into architecture terms, the `write_*` functions fill a buffer; neither calls the kernel.
+Names of registers and events are the wire format of `CpuState`, so they never change.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+from array import array
+from collections.abc import Mapping, Sequence
+
+from vmm.accel.kvm import abi
+from vmm.accel.kvm.ioctl import Buffer
+from vmm.accel.x86_state import (
+    CONTROL_REGISTERS,
+    DEBUG_REGISTERS,
+    GENERAL_REGISTERS,
+    SEGMENT_REGISTERS,
+    CpuState,
+    Segment,
+    TableRegister,
+)
+from vmm.errors import AccelError
+
+# Offsets of XSTATE_BV and of what follows the legacy region and the header (SDM vol. 1, 13.4).
+_XSTATE_BV_OFFSET = 512
+_XSAVE_BASE_SIZE_BYTES = 576
+_XSTATE_BASE = 0b11  # x87 and SSE live in the legacy region
+
+# One name for each field of abi.VCPU_EVENTS; None where it is not state.
+_EVENT_FIELDS = (
+    "exception_injected", "exception_nr", "exception_has_error_code", "exception_pending",
+    "exception_error_code",
+    "interrupt_injected", "interrupt_nr", "interrupt_soft", "interrupt_shadow",
+    "nmi_injected", "nmi_pending", "nmi_masked",
+    None, None,  # sipi_vector (part of mp_state here), flags
+    "smm", "smi_pending", "smm_inside_nmi", "smi_latched_init",
+    "triple_fault_pending",
+    "exception_has_payload", "exception_payload",
+)  # fmt: skip
+_EVENT_NAMES = tuple(name for name in _EVENT_FIELDS if name is not None)
+_EVENT_FLAGS_INDEX = 13
+_EXCEPTION_DETAILS = (
+    "exception_nr", "exception_has_error_code", "exception_error_code", "exception_has_payload",
+    "exception_payload",
+)  # fmt: skip
+_INTERRUPT_DETAILS = ("interrupt_nr", "interrupt_soft")
+
+MP_STATES = ("runnable", "uninitialized", "init-received", "halted", "sipi-received")
+
+_SEGMENT_VALUES = 4 * len(SEGMENT_REGISTERS)
+
+
+class VcpuBuffers:
+    """One vCPU's kernel structs."""
+
+    def __init__(self, msr_indices: Sequence[int], xsave_size_bytes: int) -> None:
+        self.regs = Buffer(abi.REGS.size)
+        self.sregs = Buffer(abi.SREGS.size)
+        self.xcrs = Buffer(abi.XCRS.size)
+        self.xsave = Buffer(xsave_size_bytes)
+        self.debugregs = Buffer(abi.DEBUGREGS.size)
+        self.events = Buffer(abi.VCPU_EVENTS.size)
+        self.mp_state = Buffer(abi.MP_STATE.size)
+        self.lapic = Buffer(abi.LAPIC_SIZE_BYTES)
+        self.msrs = MsrBuffer(msr_indices)
+        self.no_events = bytes(abi.VCPU_EVENTS.size)
+
+
+class MsrBuffer(Buffer):
+    """struct kvm_msrs for a fixed list of indices; the values are one strided view of it."""
+
+    __slots__ = ("_values", "indices")
+
+    def __init__(self, indices: Sequence[int]) -> None:
+        super().__init__(abi.MSR_HEADER.size + len(indices) * abi.MSR_ENTRY.size)
+        self.indices = tuple(indices)
+        abi.MSR_HEADER.pack_into(self.data, 0, len(indices), 0)
+        for place, index in enumerate(indices):
+            offset = abi.MSR_HEADER.size + place * abi.MSR_ENTRY.size
+            abi.MSR_ENTRY.pack_into(self.data, offset, index, 0, 0)
+        self._values = memoryview(self.data).cast("Q")[2::2]
+
+    def values(self) -> list[int]:
+        """The values in the order of `indices`."""
+        return self._values.tolist()
+
+    def set_values(self, values: array[int]) -> None:
+        """Replace every value, in the order of `indices`."""
+        self._values[:] = memoryview(values)
+
+
+# ---- general registers --------------------------------------------------------------------------
+
+
+def read_regs(buffers: VcpuBuffers) -> dict[str, int]:
+    """General registers by name."""
+    return dict(zip(GENERAL_REGISTERS, abi.REGS.unpack(buffers.regs.data), strict=True))
+
+
+def write_regs(buffers: VcpuBuffers, general: Mapping[str, int]) -> None:
+    """Raises AccelError naming a register that is missing or does not fit."""
+    try:
+        abi.REGS.pack_into(buffers.regs.data, 0, *map(general.__getitem__, GENERAL_REGISTERS))
+    except (KeyError, struct.error) as error:
+        raise _unfit("general registers", general, error) from error
+
+
+# ---- segments, tables, control registers --------------------------------------------------------
+
+
+def read_sregs(
+    buffers: VcpuBuffers,
+) -> tuple[dict[str, Segment], TableRegister, TableRegister, dict[str, int]]:
+    """(segments, gdt, idt, control registers)."""
+    values = abi.SREGS.unpack(buffers.sregs.data)
+    end = _SEGMENT_VALUES
+    segments = dict(
+        zip(
+            SEGMENT_REGISTERS,
+            zip(
+                values[2:end:4],  # selector
+                values[0:end:4],  # base
+                values[1:end:4],  # limit
+                map(_attributes, values[3:end:4]),
+                strict=True,
+            ),
+            strict=True,
+        )
+    )
+    control = dict(zip(CONTROL_REGISTERS, values[end + 4 :], strict=True))
+    return segments, values[end : end + 2], values[end + 2 : end + 4], control
+
+
+def write_sregs(buffers: VcpuBuffers, state: CpuState) -> None:
+    """Raises AccelError naming a register that is missing or does not fit."""
+    values: list[int | bytes] = []
+    try:
+        for name in SEGMENT_REGISTERS:
+            selector, base, limit, attributes = state.segments[name]
+            values += (base, limit, selector, _attribute_bytes(attributes))
+        values += state.gdt
+        values += state.idt
+        values += map(state.control.__getitem__, CONTROL_REGISTERS)
+        abi.SREGS.pack_into(buffers.sregs.data, 0, *values)
+    except (KeyError, ValueError, struct.error) as error:
+        described = {**state.segments, "gdt": state.gdt, "idt": state.idt, **state.control}
+        raise _unfit("segment and control registers", described, error) from error
+
+
+@functools.lru_cache(maxsize=256)
+def _attributes(raw: bytes) -> int:
+    """The access-rights word of one segment, from KVM's one-byte fields."""
+    kind, present, dpl, default_big, non_system, long_mode, granularity, available, unusable = raw
+    return (
+        kind
+        | non_system << 4
+        | dpl << 5
+        | present << 7
+        | available << 12
+        | long_mode << 13
+        | default_big << 14
+        | granularity << 15
+        | unusable << 16
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _attribute_bytes(attributes: int) -> bytes:
+    return bytes(
+        (
+            attributes & 0xF,
+            attributes >> 7 & 1,
+            attributes >> 5 & 3,
+            attributes >> 14 & 1,
+            attributes >> 4 & 1,
+            attributes >> 13 & 1,
+            attributes >> 15 & 1,
+            attributes >> 12 & 1,
+            attributes >> 16 & 1,
+        )
+    )
+
+
+# ---- debug registers, XCR0, XSAVE ---------------------------------------------------------------
+
+
+def read_debugregs(buffers: VcpuBuffers) -> dict[str, int]:
+    """Debug registers by name."""
+    return dict(zip(DEBUG_REGISTERS, abi.DEBUGREGS.unpack(buffers.debugregs.data)[:6], strict=True))
+
+
+def write_debugregs(buffers: VcpuBuffers, debug: Mapping[str, int]) -> None:
+    """Raises AccelError naming a register that is missing or does not fit."""
+    try:
+        abi.DEBUGREGS.pack_into(
+            buffers.debugregs.data, 0, *map(debug.__getitem__, DEBUG_REGISTERS), 0
+        )
+    except (KeyError, struct.error) as error:
+        raise _unfit("debug registers", debug, error) from error
+
+
+def read_xcr0(buffers: VcpuBuffers) -> int:
+    """XCR0, the only extended control register there is."""
+    xcr0: int = abi.XCRS.unpack(buffers.xcrs.data)[4]
+    return xcr0
+
+
+def write_xcr0(buffers: VcpuBuffers, xcr0: int) -> None:
+    """Raises AccelError when the value is not 64 bits."""
+    try:
+        abi.XCRS.pack_into(buffers.xcrs.data, 0, 1, 0, 0, 0, xcr0)
+    except struct.error as error:
+        raise _unfit("extended control registers", {"xcr0": xcr0}, error) from error
+
+
+def read_xsave(buffers: VcpuBuffers) -> bytes:
+    """The XSAVE area, cut after the header when no extended component is in use."""
+    data = buffers.xsave.data
+    in_use = int.from_bytes(data[_XSTATE_BV_OFFSET : _XSTATE_BV_OFFSET + 8], "little")
+    if in_use & ~_XSTATE_BASE:
+        return bytes(data)
+    return bytes(data[:_XSAVE_BASE_SIZE_BYTES])
+
+
+def write_xsave(buffers: VcpuBuffers, area: bytes) -> None:
+    """Raises AccelError when the area is too short, or larger than this CPU can hold."""
+    size_bytes = len(buffers.xsave.data)
+    if len(area) < _XSAVE_BASE_SIZE_BYTES or any(area[size_bytes:]):
+        raise AccelError(
+            f"the XSAVE area has {len(area)} bytes; this CPU takes {_XSAVE_BASE_SIZE_BYTES} to "
+            f"{size_bytes}. The source's CPU has state that this one cannot hold"
+        )
+    buffers.xsave.data[:] = area[:size_bytes].ljust(size_bytes, b"\0")
+
+
+# ---- events and run state -----------------------------------------------------------------------
+
+
+def read_events(buffers: VcpuBuffers) -> dict[str, int]:
+    """What is pending, injected or masked; what is zero, and what means nothing, is left out."""
+    values = abi.VCPU_EVENTS.unpack(buffers.events.data)
+    events = {
+        name: value for name, value in zip(_EVENT_FIELDS, values, strict=True) if name and value
+    }
+    # KVM leaves the vector of the last exception or interrupt behind after its delivery.
+    if "exception_injected" not in events and "exception_pending" not in events:
+        for name in _EXCEPTION_DETAILS:
+            events.pop(name, None)
+    if "interrupt_injected" not in events:
+        for name in _INTERRUPT_DETAILS:
+            events.pop(name, None)
+    return events
+
+
+def write_events(buffers: VcpuBuffers, events: Mapping[str, int], valid_flags: int) -> None:
+    """Fill the struct; `valid_flags` tells KVM which of its optional parts count.
+
+    Raises AccelError for an event this build does not know, or that this kernel cannot take.
+    """
+    unknown = sorted(set(events).difference(_EVENT_NAMES))
+    if unknown:
+        raise AccelError(f"CPU event(s) {', '.join(unknown)} are not known to this build")
+    optional = {
+        "triple_fault_pending": abi.EVENT_VALID_TRIPLE_FAULT,
+        "exception_has_payload": abi.EVENT_VALID_PAYLOAD,
+        "exception_pending": abi.EVENT_VALID_PAYLOAD,
+        "smm": abi.EVENT_VALID_SMM,
+        "smi_pending": abi.EVENT_VALID_SMM,
+    }
+    for name, flag in optional.items():
+        if events.get(name) and not valid_flags & flag:
+            raise AccelError(f"the CPU event '{name}' cannot be set on this host kernel")
+    values = [events.get(name, 0) if name else 0 for name in _EVENT_FIELDS]
+    values[_EVENT_FLAGS_INDEX] = valid_flags
+    try:
+        abi.VCPU_EVENTS.pack_into(buffers.events.data, 0, *values)
+    except struct.error as error:
+        raise _unfit("events", events, error) from error
+
+
+def read_event_flags(buffers: VcpuBuffers) -> int:
+    """Which optional parts of the struct the kernel reported."""
+    flags: int = abi.VCPU_EVENTS.unpack(buffers.events.data)[_EVENT_FLAGS_INDEX]
+    return flags
+
+
+def read_mp_state(buffers: VcpuBuffers) -> str:
+    """The run state; only an in-kernel irqchip has any but "runnable"."""
+    (number,) = abi.MP_STATE.unpack(buffers.mp_state.data)
+    if number >= len(MP_STATES):
+        raise AccelError(f"KVM reports MP state {number}, which an x86 CPU does not have")
+    return MP_STATES[number]
+
+
+def write_mp_state(buffers: VcpuBuffers, mp_state: str) -> None:
+    """Raises AccelError for a name that is not one of MP_STATES."""
+    if mp_state not in MP_STATES:
+        raise AccelError(f"MP state '{mp_state}' is not one of {', '.join(MP_STATES)}")
+    abi.MP_STATE.pack_into(buffers.mp_state.data, 0, MP_STATES.index(mp_state))
+
+
+def _unfit(what: str, values: Mapping[str, object], error: Exception) -> AccelError:
+    shown = ", ".join(f"{name}={value!r}" for name, value in values.items())
+    return AccelError(f"the {what} of the saved CPU cannot be loaded ({error}): {shown}")

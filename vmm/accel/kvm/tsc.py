@@ -1,0 +1,113 @@
+"""The guest's TSC across an update: it goes on counting as if nothing had happened.
+
+On the host that saved it, the offset between guest and host TSC is carried and nothing can drift.
+A state from elsewhere (another host, a file after a reboot, an accelerator without an offset) has a
+value and the CLOCK_MONOTONIC of that moment; its TSC is moved on by the time that has passed since,
+never back.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from dataclasses import dataclass
+
+from vmm.accel.kvm import abi
+from vmm.accel.kvm.ioctl import Buffer, blocking_ioctl, checked_ioctl, os_refusal, state_ioctl
+from vmm.accel.kvm.state import MsrBuffer
+
+MSR_TSC = 0x10
+
+_NS_PER_S = 10**9
+_KHZ_TO_HZ = 1000
+_U64 = 2**64
+
+# Two readings of one counter agree within the rounding of tsc_khz and the slewing of
+# CLOCK_MONOTONIC (at most 500 ppm, clock_adjtime(2)); a second more is for a preempted reader.
+# Another host's counter differs by its boot time, which is hardly ever within that.
+_MAX_SLEW = 1 / 1000
+_MAX_READER_DELAY_NS = _NS_PER_S
+
+
+@dataclass(frozen=True, slots=True)
+class TscReading:
+    """The host's TSC at one moment of CLOCK_MONOTONIC, and its frequency."""
+
+    host_tsc: int
+    host_ns: int
+    khz: int
+
+    def host_tsc_at(self, host_ns: int) -> int:
+        """The host's TSC at another moment, in cycles."""
+        return self.host_tsc + self.cycles(host_ns - self.host_ns)
+
+    def cycles(self, duration_ns: int) -> int:
+        """TSC cycles in `duration_ns`."""
+        return duration_ns * self.khz * _KHZ_TO_HZ // _NS_PER_S
+
+    def offset_for(self, tsc: int, tsc_host_ns: int, tsc_offset: int | None, now_ns: int) -> int:
+        """The offset (unsigned 64-bit) with which a saved TSC goes on at `now_ns`."""
+        if tsc_offset is not None and self._is_of_this_host(tsc, tsc_host_ns, tsc_offset):
+            return tsc_offset % _U64
+        elapsed_cycles = self.cycles(max(0, now_ns - tsc_host_ns))
+        return (tsc + elapsed_cycles - self.host_tsc_at(now_ns)) % _U64
+
+    def _is_of_this_host(self, tsc: int, tsc_host_ns: int, tsc_offset: int) -> bool:
+        difference = abs((tsc - tsc_offset) % _U64 - self.host_tsc_at(tsc_host_ns))
+        allowed_ns = _MAX_READER_DELAY_NS + abs(tsc_host_ns - self.host_ns) * _MAX_SLEW
+        return difference <= self.cycles(int(allowed_ns))
+
+
+class VcpuTsc:
+    """One vCPU's TSC: its value and, from Linux 5.16 on, its offset to the host's.
+
+    Every method raises AccelError when KVM refuses.
+    """
+
+    def __init__(self, vcpu_fd: int) -> None:
+        self._fd = vcpu_fd  # owned by the vCPU
+        self._value = MsrBuffer((MSR_TSC,))
+        self._offset = array("Q", [0])
+        self._attribute = Buffer(abi.DEVICE_ATTR.size)
+        offset_address, _ = self._offset.buffer_info()
+        abi.DEVICE_ATTR.pack_into(
+            self._attribute.data, 0, 0, abi.TSC_CTRL_GROUP, abi.TSC_OFFSET_ATTR, offset_address
+        )
+        answer = blocking_ioctl(vcpu_fd, abi.HAS_DEVICE_ATTR, self._attribute.address)
+        self.has_offset = bool(answer == 0)
+
+    def read(self) -> tuple[int, int, int | None]:
+        """(guest TSC, CLOCK_MONOTONIC in ns just before that, offset or None)."""
+        host_ns = time.monotonic_ns()
+        self._transfer_value(abi.GET_MSRS)
+        return self._value.values()[0], host_ns, self._read_offset()
+
+    def set(self, reading: TscReading, tsc: int, tsc_host_ns: int, tsc_offset: int | None) -> None:
+        """Let the saved TSC go on from now."""
+        now_ns = time.monotonic_ns()
+        offset = reading.offset_for(tsc, tsc_host_ns, tsc_offset, now_ns)
+        if self.has_offset:
+            self._offset[0] = offset
+            if state_ioctl(self._fd, abi.SET_DEVICE_ATTR, self._attribute.address) < 0:
+                raise os_refusal(f"setting the TSC offset to {offset:#x}")
+            return
+        self._value.set_values(array("Q", [(reading.host_tsc_at(now_ns) + offset) % _U64]))
+        self._transfer_value(abi.SET_MSRS)
+
+    def _transfer_value(self, request: int) -> None:
+        if state_ioctl(self._fd, request, self._value.address) != 1:
+            raise os_refusal("reading or setting the TSC")
+
+    def _read_offset(self) -> int | None:
+        if not self.has_offset:
+            return None
+        if state_ioctl(self._fd, abi.GET_DEVICE_ATTR, self._attribute.address) < 0:
+            raise os_refusal("reading the TSC offset")
+        return self._offset[0]
+
+
+def read_host_tsc(vcpu_fd: int) -> TscReading:
+    """The host's TSC now; without offsets a new vCPU's own, whose base then does not matter."""
+    khz = checked_ioctl(vcpu_fd, abi.GET_TSC_KHZ, 0, "reading the TSC frequency")
+    tsc, host_ns, offset = VcpuTsc(vcpu_fd).read()
+    return TscReading((tsc - (offset or 0)) % _U64, host_ns, khz)
