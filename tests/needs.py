@@ -1,0 +1,53 @@
+"""What tests may need of a machine, how to see whether it is there, and when a skip is honest."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+KVM_DEVICE = "/dev/kvm"
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """A marker's meaning: `present()` on this machine, and the reason of the skip if it is not."""
+
+    present: Callable[[], bool]
+    reason: str
+
+
+def kvm_opens() -> bool:
+    """Whether this process may use KVM."""
+    try:
+        os.close(os.open(KVM_DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+def is_root() -> bool:
+    """Whether this process may do what only root may."""
+    return os.geteuid() == 0
+
+
+NEEDS = {
+    "needs_kvm": Need(kvm_opens, f"{KVM_DEVICE} cannot be opened here"),
+    "needs_root": Need(is_root, "not running as root"),
+}
+
+
+def absent_needs(names: Iterable[str]) -> tuple[str, ...]:
+    """Those of `names` (keys of NEEDS) that this machine does not have, sorted."""
+    return tuple(sorted(name for name in names if not NEEDS[name].present()))
+
+
+def skip_verdict(needs: frozenset[str], reason: str) -> str | None:
+    """Why a skip is a failure in CI; None when one of the test's marked needs is truly absent."""
+    if absent_needs(needs):
+        return None
+    marked = ", ".join(sorted(needs)) or "none"
+    return (
+        f"skipped in CI although everything it declares is here (markers: {marked}): {reason}; "
+        "let .ci/run install what the test uses, or mark the need in tests/needs.py"
+    )
