@@ -122,7 +122,7 @@ class GuestVm(Protocol):
         ...
 
     def state_types(self) -> tuple[type[VmState], ...]:
-        """The types that `save` returns, for the HELLO inventory."""
+        """The types that `save` returns, in its order."""
         ...
 
     def close(self) -> None:
@@ -141,6 +141,10 @@ class Accelerator(Protocol):
 
     def create_vm(self, slots: Sequence[MappedSlot], options: VmOptions) -> GuestVm:
         """Make a VM with `options.vcpu_count` vCPUs in reset state over the mapped RAM."""
+        ...
+
+    def state_types(self, options: VmOptions) -> tuple[type[VmState], ...]:
+        """What `GuestVm.save` of such a VM returns; known before the VM exists, for the handshake."""
         ...
 
     def close(self) -> None: ...

@@ -1,0 +1,47 @@
+"""`vmm`: arguments -> configuration -> one process; nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+
+from cpr.errors import CprError
+from guestram.errors import RamError
+from vmm.accel.kick import install_kick_handler
+from vmm.cli import parse_args
+from vmm.config import VmmConfig
+from vmm.errors import VmmError
+from vmm.pidfile import Pidfile
+from vmm.process import Vmm
+
+# A vCPU thread that comes back from the guest needs the interpreter lock to serve the exit. This is
+# the longest the loop's thread may keep it from getting it (Python's default is 5 ms).
+GIL_SWITCH_INTERVAL_S = 0.000_1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one VMM; the exit status is the guest's (isa-debug-exit), 0, or 1 on an error."""
+    try:
+        config = parse_args(sys.argv[1:] if argv is None else argv)
+        for warning in config.warnings:
+            _say(f"warning: {warning}")
+        sys.setswitchinterval(GIL_SWITCH_INTERVAL_S)
+        install_kick_handler()
+        with Pidfile(config.pidfile):
+            return asyncio.run(_run(config))
+    except (VmmError, CprError, RamError) as error:
+        _say(str(error))
+        return 1
+
+
+async def _run(config: VmmConfig) -> int:
+    return await Vmm(config).run()
+
+
+def _say(text: str) -> None:
+    print(f"vmm: {text}", file=sys.stderr, flush=True)  # noqa: T201 - a CLI's voice
+
+
+if __name__ == "__main__":
+    sys.exit(main())

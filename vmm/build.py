@@ -1,0 +1,313 @@
+"""The only two ways to get a machine: `boot` a fresh one, or `adopt` a running one's RAM and fds.
+
+Both go through the same table of devices, so a successor cannot have another set than it says in
+the handshake. What differs is where RAM, the epoch page and the back-ends come from.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from cpr.ownedfd import FdTable
+
+from cpr.vmstate import VmState
+from guestram.layout import RamBlock, RamLayout, pc_layout
+from guestram.lease import ControlPage, RunLease
+from guestram.memfd import MemfdIdentity, MemfdOptions, RamMemfd
+from guestram.ram import GuestRam
+from vmm.accel.base import Accelerator, MappedSlot, VcpuStop, VmOptions
+from vmm.accel.x86_state import CpuState
+from vmm.boot.image import plan_boot
+from vmm.config import Chardev, DebugConsoleDevice, DebugExitDevice, MemoryBackend, VmmConfig
+from vmm.devices.base import PortDevice
+from vmm.devices.bus import SystemBus
+from vmm.devices.chardev import CharBackend, adopt_chardev, open_chardev
+from vmm.devices.clock import Clock, ClockState
+from vmm.devices.debug_console import DebugConsole, DebugConsoleState
+from vmm.devices.debug_exit import DebugExit, DebugExitState
+from vmm.devices.pc_ports import PcPorts, PcPortsState
+from vmm.devices.serial import COM_PORTS, Serial
+from vmm.devices.serial_state import SerialState
+from vmm.errors import ConfigError
+from vmm.machine import Machine, MachineParts
+from vmm.update.inventory import LEASE_FD_NAME, chardev_fd_name, ram_fd_name
+
+
+class GuestEvents(Protocol):
+    """What a machine tells its process."""
+
+    def vcpu_stopped(self, index: int, stop: VcpuStop) -> None:
+        """A vCPU stopped by itself: triple fault or an accelerator that cannot go on."""
+        ...
+
+    def guest_exit(self, status: int) -> None:
+        """The guest wrote the debug-exit port."""
+        ...
+
+    def guest_reset(self) -> None:
+        """The guest asked for a reset."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Memory:
+    """RAM and the epoch page, created or adopted."""
+
+    ram: GuestRam
+    control: ControlPage
+
+    def close(self) -> None:
+        self.control.close()
+        self.ram.close()
+
+
+async def boot(
+    config: VmmConfig, accel: Accelerator, loop: asyncio.AbstractEventLoop, events: GuestEvents
+) -> Machine:
+    """A fresh machine with the boot image loaded, not yet running; owns `accel` on success.
+
+    Raises VmmError, RamError; nothing is left open then.
+    """
+    with contextlib.ExitStack() as undo:
+        memory = _create_memory(config)
+        undo.callback(memory.close)
+        if _wants_prefault(config):
+            await asyncio.to_thread(memory.ram.prefault)
+        chardevs = {}
+        for chardev in _device_chardevs(config):
+            chardevs[chardev.id] = open_chardev(chardev, loop)
+            undo.callback(chardevs[chardev.id].close)
+            await chardevs[chardev.id].wait_connected()
+        machine = _assemble(config, accel, loop, events, memory, chardevs)
+        undo.pop_all()
+    machine.reset()
+    return machine
+
+
+async def adopt(
+    config: VmmConfig,
+    accel: Accelerator,
+    loop: asyncio.AbstractEventLoop,
+    events: GuestEvents,
+    fds: FdTable,
+    identities: Mapping[str, Mapping[str, int]],
+) -> Machine:
+    """A machine around the RAM and fds of a running guest; no byte of RAM is written.
+
+    `identities` are what HELLO promised, by fd name. Owns `accel` on success. Raises CprError,
+    RamError, VmmError; nothing is left open then.
+    """
+    with contextlib.ExitStack() as undo:
+        memory = _adopt_memory(config, fds, identities)
+        undo.callback(memory.close)
+        if _wants_prefault(config):
+            await asyncio.to_thread(memory.ram.prefault)
+        chardevs = {}
+        for chardev in _device_chardevs(config):
+            chardevs[chardev.id] = adopt_chardev(chardev, _claim_chardev(chardev, fds), loop)
+            undo.callback(chardevs[chardev.id].close)
+        machine = _assemble(config, accel, loop, events, memory, chardevs)
+        undo.pop_all()
+    return machine
+
+
+def _create_memory(config: VmmConfig) -> _Memory:
+    memfds = {
+        backend.id: RamMemfd.create(backend.id, _memfd_options(backend))
+        for backend in config.ram_backends()
+    }
+    return _Memory(GuestRam(_layout(config), memfds), ControlPage.create())
+
+
+def _adopt_memory(
+    config: VmmConfig, fds: FdTable, identities: Mapping[str, Mapping[str, int]]
+) -> _Memory:
+    memfds = {
+        backend.id: RamMemfd.adopt(
+            fds.claim(ram_fd_name(backend.id)).detach(),
+            backend.id,
+            _memfd_options(backend),
+            MemfdIdentity.from_map(identities[ram_fd_name(backend.id)]),
+        )
+        for backend in config.ram_backends()
+    }
+    control = ControlPage.adopt(
+        fds.claim(LEASE_FD_NAME).detach(), MemfdIdentity.from_map(identities[LEASE_FD_NAME])
+    )
+    return _Memory(GuestRam(_layout(config), memfds), control)
+
+
+def section_types(config: VmmConfig, accel: Accelerator) -> dict[str, type[VmState]]:
+    """The sections of the machine that `config` describes, before it exists."""
+    types = {spec.name: spec.state_type for spec in _device_specs(config)}
+    types.update((kind.NAME, kind) for kind in accel.state_types(_vm_options(config)))
+    types.update((f"cpu{index}", CpuState) for index in range(config.vcpu_count))
+    return types
+
+
+def _assemble(
+    config: VmmConfig,
+    accel: Accelerator,
+    loop: asyncio.AbstractEventLoop,
+    events: GuestEvents,
+    memory: _Memory,
+    chardevs: Mapping[str, CharBackend],
+) -> Machine:
+    boot_plan = plan_boot(config)
+    bus = SystemBus()
+    outside = Outside(chardevs, events, loop)
+    devices = tuple(spec.make(outside) for spec in _device_specs(config))
+    for device in devices:
+        bus.attach(device)
+    slots = tuple(
+        MappedSlot(part.guest_start, part.size_bytes, part.host_address)
+        for part in memory.ram.ranges
+    )
+    first_block = memory.ram.layout.blocks[0].id
+    with contextlib.ExitStack() as undo:
+        vm = accel.create_vm(slots, _vm_options(config))
+        undo.callback(vm.close)
+        lease = RunLease(memory.ram.memfd(first_block).fileno(), memory.control)
+        undo.callback(lease.close)
+        machine = Machine(
+            MachineParts(
+                ram=memory.ram,
+                control=memory.control,
+                lease=lease,
+                accel=accel,
+                vm=vm,
+                bus=bus,
+                devices=devices,
+                chardevs=chardevs,
+                boot=boot_plan,
+            ),
+            loop,
+            events.vcpu_stopped,
+        )
+        undo.pop_all()
+    return machine
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """What a device may reach beyond its registers."""
+
+    chardevs: Mapping[str, CharBackend]
+    events: GuestEvents
+    loop: asyncio.AbstractEventLoop
+
+    def guest_exit(self, status: int) -> None:
+        """Called on a vCPU thread; passes through the one door to the loop."""
+        self.loop.call_soon_threadsafe(self.events.guest_exit, status)
+
+    def guest_reset(self) -> None:
+        """As `guest_exit`."""
+        self.loop.call_soon_threadsafe(self.events.guest_reset)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSpec:
+    """One device of a machine: its section, and how to make it."""
+
+    name: str
+    state_type: type[VmState]
+    make: Callable[[Outside], PortDevice]
+
+
+def _device_specs(config: VmmConfig) -> Iterator[DeviceSpec]:
+    """Every device that `config` asks for: the one list that HELLO and the machine come from."""
+    yield DeviceSpec("pc-ports", PcPortsState, lambda outside: PcPorts(outside.guest_reset))
+    yield DeviceSpec("clock", ClockState, lambda _outside: Clock(config.vcpu_count))
+    if len(config.serials) > len(COM_PORTS):
+        raise ConfigError(
+            f"-serial: at most {len(COM_PORTS)} serial ports, got {len(config.serials)}"
+        )
+    for index, chardev in enumerate(config.serials):
+        yield _serial_spec(index, chardev)
+    for index, exit_config in enumerate(config.debug_exits):
+        yield _debug_exit_spec(index, exit_config)
+    for index, console in enumerate(config.debug_consoles):
+        yield _debug_console_spec(index, console)
+
+
+def _serial_spec(index: int, chardev: str) -> DeviceSpec:
+    name = f"serial{index}"
+    iobase, _irq = COM_PORTS[index]
+
+    def make(outside: Outside) -> PortDevice:
+        return Serial(outside.chardevs[chardev], _no_interrupt_line, iobase=iobase, name=name)
+
+    return DeviceSpec(name, SerialState, make)
+
+
+def _debug_exit_spec(index: int, config: DebugExitDevice) -> DeviceSpec:
+    name = f"debug-exit{index}"
+    return DeviceSpec(
+        name,
+        DebugExitState,
+        lambda outside: DebugExit(config.iobase, config.iosize, outside.guest_exit, name=name),
+    )
+
+
+def _debug_console_spec(index: int, config: DebugConsoleDevice) -> DeviceSpec:
+    name = f"debugcon{index}"
+
+    def make(outside: Outside) -> PortDevice:
+        return DebugConsole(outside.chardevs[config.chardev], iobase=config.iobase, name=name)
+
+    return DeviceSpec(name, DebugConsoleState, make)
+
+
+def _no_interrupt_line(_level: bool) -> None:
+    """A machine without interrupt controller: the guest polls."""
+
+
+def _wants_prefault(config: VmmConfig) -> bool:
+    return any(backend.prealloc for backend in config.ram_backends())
+
+
+def _layout(config: VmmConfig) -> RamLayout:
+    return pc_layout(
+        [RamBlock(backend.id, backend.size_bytes) for backend in config.ram_backends()]
+    )
+
+
+def _memfd_options(backend: MemoryBackend) -> MemfdOptions:
+    return MemfdOptions(
+        size_bytes=backend.size_bytes,
+        share=backend.share,
+        seal=backend.seal,
+        hugetlb=backend.hugetlb,
+        hugetlb_size_bytes=backend.hugetlb_size_bytes,
+        prealloc=backend.prealloc,
+    )
+
+
+def _vm_options(config: VmmConfig) -> VmOptions:
+    return VmOptions(
+        vcpu_count=config.vcpu_count,
+        kernel_irqchip=config.machine.kernel_irqchip,
+        cpu_model=config.cpu_model,
+    )
+
+
+def _device_chardevs(config: VmmConfig) -> tuple[Chardev, ...]:
+    """The chardevs that devices use; those of monitors belong to the monitor server."""
+    used = [*config.serials, *(console.chardev for console in config.debug_consoles)]
+    by_id = {chardev.id: chardev for chardev in config.chardevs}
+    for name in used:
+        if name not in by_id:
+            raise ConfigError(f"chardev '{name}' does not exist; define it with -chardev")
+    return tuple(by_id[name] for name in dict.fromkeys(used))
+
+
+def _claim_chardev(chardev: Chardev, fds: FdTable) -> dict[int, int]:
+    """Every fd that came for this chardev, by index."""
+    claimed: dict[int, int] = {}
+    while (name := chardev_fd_name(chardev.id, len(claimed))) in fds.names:
+        claimed[len(claimed)] = fds.claim(name).detach()
+    return claimed

@@ -1,0 +1,219 @@
+"""A machine: a record of its parts, and start, stop, save and load over all of them.
+
+The order is the whole content of this file. Stop: vCPUs first, then devices drain. Save: devices,
+then the accelerator's own chips, then CPUs, because quiescing a device may still raise an interrupt
+(saving itself changes nothing). Load: chips, CPUs, devices. Start: take the lease, raise the epoch,
+devices, vCPUs. Only this file enters the guest, and it does so only through `RunLease.enter`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from cpr.errors import StateError, UnknownSectionError
+from cpr.vmstate import Section, SectionHeader, VmState
+from guestram.errors import LeaseError
+from guestram.lease import ControlPage, RunLease
+from guestram.ram import GuestRam
+from vmm.accel.base import Accelerator, GuestVm, IoBus
+from vmm.accel.x86_state import CpuState
+from vmm.boot.image import BootPlan
+from vmm.devices.base import Device
+from vmm.devices.chardev import CharBackend
+from vmm.errors import MachineError
+from vmm.vcputhread import GuestStopped, VcpuThreads
+
+
+@dataclass(frozen=True, slots=True)
+class MachineParts:
+    """What a machine is made of; the machine owns all of it and closes it."""
+
+    ram: GuestRam
+    control: ControlPage
+    lease: RunLease
+    accel: Accelerator
+    vm: GuestVm
+    bus: IoBus
+    devices: tuple[Device, ...]
+    chardevs: Mapping[str, CharBackend]
+    boot: BootPlan
+
+
+@dataclass(frozen=True, slots=True)
+class StopTimes:
+    """CLOCK_MONOTONIC of one stop, in nanoseconds."""
+
+    kicked_ns: int
+    vcpus_stopped_ns: int
+    stopped_ns: int
+
+
+class Machine:
+    """A guest and everything that serves it. All methods run on the loop's thread."""
+
+    def __init__(
+        self, parts: MachineParts, loop: asyncio.AbstractEventLoop, on_stopped: GuestStopped
+    ) -> None:
+        self.parts = parts
+        self.running = False
+        self.state_epoch = parts.control.epoch  # the epoch to which our CPU state belongs
+        self._reset_cpus = tuple(vcpu.save() for vcpu in parts.vm.vcpus)
+        self._threads = VcpuThreads(parts.vm.vcpus, parts.bus, loop, on_stopped)
+
+    @property
+    def cpu_thread_ids(self) -> tuple[int, ...]:
+        """Kernel thread ids in vCPU order."""
+        return tuple(thread.thread_id for thread in self._threads)
+
+    def start(self) -> int:
+        """Enter the guest; returns the epoch that begins.
+
+        Raises LeaseBusyError when another process holds the run lease, and EpochMovedError when
+        another process ran the guest since our CPU state was taken: that state is older than the
+        RAM and is never run (P2).
+        """
+        lease = self.parts.lease
+        self.claim()
+        epoch = lease.enter()
+        for device in self.parts.devices:
+            device.start()
+        self._threads.resume()
+        self.running = True
+        return epoch
+
+    def claim(self) -> None:
+        """Take the run lease for the CPU state we hold; raises as `start` and holds nothing then."""
+        lease = self.parts.lease
+        lease.acquire()
+        try:
+            lease.check_epoch(self.state_epoch)
+        except LeaseError:
+            lease.release()
+            raise
+
+    def stop(self) -> StopTimes:
+        """Leave the guest: when this returns no vCPU runs and no device holds guest work.
+
+        Raises MachineError when a vCPU does not stop.
+        """
+        kicked_ns = time.monotonic_ns()
+        self._threads.stop()
+        vcpus_stopped_ns = time.monotonic_ns()
+        for device in self.parts.devices:
+            device.stop()
+        self.running = False
+        self.state_epoch = self.parts.lease.epoch
+        return StopTimes(kicked_ns, vcpus_stopped_ns, time.monotonic_ns())
+
+    def save(self) -> tuple[Section, ...]:
+        """Every section; the machine must be stopped."""
+        self._require_stopped("saved")
+        return tuple(Section.save(name, state) for name, state in self._states())
+
+    def load(self, sections: Sequence[Section], epoch: int) -> None:
+        """Replace the state of every unit, matched by section name; may be called several times.
+
+        `epoch` is the one at which the state was saved: it may be run only while that is current.
+
+        Raises StateError (unknown, missing, duplicate, wrong version, damaged) naming the section.
+        """
+        self._require_stopped("loaded")
+        states = self._decode(sections)
+        parts = self.parts
+        parts.vm.load([states[kind.NAME] for kind in parts.vm.state_types()])
+        for thread in self._threads:
+            state = states[_cpu_name(thread.vcpu.index)]
+            assert isinstance(state, CpuState)
+            thread.halted = state.mp_state == "halted" and state.lapic is None
+            thread.vcpu.load(state)
+        for device in parts.devices:
+            device.load(states[device.name])
+        self.state_epoch = epoch
+
+    def rehearse(self) -> None:
+        """Warm the accelerator's entry path; CPU state is garbage until the next load."""
+        self._require_stopped("rehearsed")
+        self._threads.rehearse()
+
+    def reset(self) -> None:
+        """Bring the stopped machine to its power-on state and load the boot image again."""
+        self._require_stopped("reset")
+        for device in self.parts.devices:
+            device.reset()
+        self.parts.boot.write_to(self.parts.ram)
+        for thread, reset_state in zip(self._threads, self._reset_cpus, strict=True):
+            started = self.parts.boot.cpu_state(thread.vcpu.index, reset_state)
+            thread.halted = started is None
+            thread.vcpu.load(started if started is not None else reset_state)
+
+    def section_headers(self) -> tuple[SectionHeader, ...]:
+        """What HELLO says of every section."""
+        return tuple(SectionHeader.of(name, kind) for name, kind in self.section_types().items())
+
+    def section_types(self) -> dict[str, type[VmState]]:
+        """Section name to state type, in save order."""
+        parts = self.parts
+        types: dict[str, type[VmState]] = {
+            device.name: device.state_type for device in parts.devices
+        }
+        types.update((kind.NAME, kind) for kind in parts.vm.state_types())
+        types.update((_cpu_name(vcpu.index), CpuState) for vcpu in parts.vm.vcpus)
+        return types
+
+    def close(self) -> None:
+        """Stop and release everything; slow (teardown of RAM), so never inside a blackout."""
+        self._threads.end()
+        parts = self.parts
+        for device in parts.devices:
+            device.close()
+        for backend in parts.chardevs.values():
+            backend.close()
+        parts.vm.close()
+        parts.accel.close()
+        parts.lease.close()
+        parts.control.close()
+        parts.ram.close()
+
+    def _states(self) -> Iterator[tuple[str, VmState]]:
+        for device in self.parts.devices:
+            yield device.name, device.save()
+        for state in self.parts.vm.save():
+            yield state.NAME, state
+        for thread in self._threads:
+            cpu = thread.vcpu.save()
+            if thread.halted:
+                cpu = replace(cpu, mp_state="halted")
+            yield _cpu_name(thread.vcpu.index), cpu
+
+    def _decode(self, sections: Sequence[Section]) -> dict[str, VmState]:
+        types = self.section_types()
+        states: dict[str, VmState] = {}
+        for section in sections:
+            kind = types.get(section.name)
+            if kind is None:
+                if section.optional:
+                    continue
+                raise UnknownSectionError(
+                    f"Unknown section or instance '{section.name}' 0. Make sure that your current "
+                    "VM setup matches your saved VM setup, including any hotplugged devices"
+                )
+            if section.name in states:
+                raise StateError(f"section '{section.name}' came twice")
+            states[section.name] = section.load(kind)
+        missing = sorted(name for name in types if name not in states)
+        if missing:
+            raise StateError(
+                f"section(s) {', '.join(missing)} did not come; the source has no such device"
+            )
+        return states
+
+    def _require_stopped(self, what: str) -> None:
+        if self.running:
+            raise MachineError(f"the machine must be stopped before it can be {what}")
+
+
+def _cpu_name(index: int) -> str:
+    return f"cpu{index}"

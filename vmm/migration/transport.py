@@ -1,0 +1,164 @@
+"""Connections for migration addresses, and the header on the main channel.
+
+Nothing here is in the blackout: the main channel is connected and checked while the guest runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from pathlib import Path
+
+from cpr.channel import connect_unix
+from cpr.codec import FrameDecoder, encode
+from cpr.messages import MainHeader
+
+from vmm.config import MigrationAddress, SocketFd, SocketInet, SocketUnix, SocketVsock
+from vmm.errors import MigrationError
+
+_MS_PER_S = 1000
+_READ_SIZE_BYTES = 4096
+# One update at a time: a second source is refused by the kernel, not queued.
+_BACKLOG = 1
+
+
+async def connect(address: MigrationAddress, timeout_ms: int) -> socket.socket:
+    """A connected non-blocking stream socket.
+
+    Raises OSError as the kernel gave it, or MigrationError for an address that cannot carry the
+    main channel of a cpr update.
+    """
+    if isinstance(address, SocketUnix):
+        return await connect_unix(address.path, timeout_ms=timeout_ms)
+    if isinstance(address, SocketInet):
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        target: object = (address.host or "127.0.0.1", int(address.port))
+    elif isinstance(address, SocketVsock):
+        sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+        target = (int(address.cid), int(address.port))
+    elif isinstance(address, SocketFd):
+        raise MigrationError(f"File descriptor named '{address.name}' has not been found")
+    else:
+        raise MigrationError("Migration requires streamable transport (eg unix)")
+    sock.setblocking(False)
+    try:
+        async with asyncio.timeout(timeout_ms / _MS_PER_S):
+            await asyncio.get_running_loop().sock_connect(sock, target)  # type: ignore[arg-type]
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+class Listener:
+    """A listening stream socket for one connection; removes its socket file when closed."""
+
+    def __init__(self, sock: socket.socket, path: Path | None) -> None:
+        self._sock = sock
+        self._path = path
+        self._inode = path.stat().st_ino if path is not None else None
+        self._accepting: asyncio.Task[tuple[socket.socket, object]] | None = None
+
+    @classmethod
+    def open(cls, address: MigrationAddress) -> Listener:
+        """Listen on `address`; an inherited fd must already be a listening socket.
+
+        Raises MigrationError with QEMU's text.
+        """
+        if isinstance(address, SocketFd):
+            return cls(_adopt(address.name), None)
+        if isinstance(address, SocketUnix):
+            return cls(_bind_unix(address.path), Path(address.path))
+        if isinstance(address, SocketInet):
+            return cls(_bind(socket.AF_INET, (address.host, int(address.port))), None)
+        if isinstance(address, SocketVsock):
+            cid = int(address.cid) if address.cid else socket.VMADDR_CID_ANY
+            return cls(_bind(socket.AF_VSOCK, (cid, int(address.port))), None)
+        raise MigrationError("Migration requires streamable transport (eg unix)")
+
+    async def accept(self) -> socket.socket:
+        """The one connection, non-blocking; ends with CancelledError when closed meanwhile."""
+        loop = asyncio.get_running_loop()
+        self._accepting = asyncio.ensure_future(loop.sock_accept(self._sock))
+        try:
+            sock, _address = await self._accepting
+        finally:
+            self._accepting = None
+        sock.setblocking(False)
+        return sock
+
+    def close(self) -> None:
+        """Stop listening and remove the socket file if it is still ours."""
+        if self._accepting is not None:
+            self._accepting.cancel()
+        self._sock.close()
+        path, self._path = self._path, None
+        if path is not None and path.exists() and path.stat().st_ino == self._inode:
+            path.unlink()
+
+
+async def send_main_header(sock: socket.socket, header: MainHeader, timeout_ms: int) -> None:
+    """Write the stream header and the RAM block table."""
+    async with asyncio.timeout(timeout_ms / _MS_PER_S):
+        await asyncio.get_running_loop().sock_sendall(sock, encode(header))
+
+
+async def receive_main_header(sock: socket.socket, timeout_ms: int) -> MainHeader:
+    """Read the stream header; RemoteProtocolError or MigrationError when it is anything else."""
+    loop = asyncio.get_running_loop()
+    decoder = FrameDecoder()
+    try:
+        async with asyncio.timeout(timeout_ms / _MS_PER_S):
+            while data := await loop.sock_recv(sock, _READ_SIZE_BYTES):
+                for message in decoder.feed(data):
+                    if isinstance(message, MainHeader):
+                        return message
+                    raise MigrationError(
+                        f"main channel: expected the stream header, got {type(message).__name__}"
+                    )
+    except TimeoutError:
+        raise MigrationError(f"main channel: no stream header within {timeout_ms} ms") from None
+    raise MigrationError("main channel: closed before the stream header came")
+
+
+def _adopt(name: str) -> socket.socket:
+    if not name.isdigit():
+        raise MigrationError(f"File descriptor named '{name}' has not been found")
+    fd = int(name)
+    try:
+        os.set_inheritable(fd, False)
+        sock = socket.socket(fileno=fd)
+        listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except OSError as error:
+        raise MigrationError(f"fd {fd} is not a socket: {error.strerror}") from error
+    if not listening:
+        sock.close()
+        raise MigrationError(
+            f"fd {fd} is not a listening socket; bind and listen before passing it"
+        )
+    sock.setblocking(False)
+    return sock
+
+
+def _bind_unix(path: str) -> socket.socket:
+    stale = Path(path)
+    if stale.is_socket():
+        stale.unlink()
+    return _bind(socket.AF_UNIX, path)
+
+
+def _bind(family: socket.AddressFamily, address: object) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setblocking(False)
+    try:
+        if family == socket.AF_INET:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)  # type: ignore[arg-type]
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise MigrationError(
+            f"Failed to bind socket to {address}: {error.strerror or error}"
+        ) from error
+    return sock

@@ -1,0 +1,409 @@
+"""One VMM process: its run state, its guest, its monitors, and the updates that begin or end it.
+
+`Vmm` is what QMP commands call. It owns the machine; an update borrows it. Every status and run
+state change goes through here, so that events, `query-status` and `query-migrate` agree.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Coroutine, Mapping
+from typing import Any
+
+from cpr.handshake import Deadlines
+from cpr.messages import MainHeader
+from cpr.ownedfd import FdTable
+
+from cpr.vmstate import VmState
+from guestram.errors import EpochMovedError, LeaseBusyError
+from vmm.accel import open_accel
+from vmm.accel.base import Accelerator, StopReason, VcpuStop
+from vmm.build import adopt, boot, section_types
+from vmm.config import MigrationAddress, MigrationChannel, VmmConfig
+from vmm.errors import ConfigError, MigrationError, RunstateError
+from vmm.events import EventLog
+from vmm.machine import Machine
+from vmm.migration.parameters import MigrationCapabilities, MigrationParameters
+from vmm.migration.preflight import check_outgoing
+from vmm.migration.status import MigrationRecord, MigrationStatus
+from vmm.qmp.server import MonitorServer
+from vmm.runstate import RunState, RunstateMachine
+from vmm.update.quiet import settle_heap
+from vmm.update.source import SourceUpdate
+from vmm.update.target import TargetUpdate
+
+EXIT_OK = 0
+_BUSY = frozenset(
+    {
+        MigrationStatus.SETUP,
+        MigrationStatus.ACTIVE,
+        MigrationStatus.PRE_SWITCHOVER,
+        MigrationStatus.DEVICE,
+        MigrationStatus.CANCELLING,
+    }
+)
+
+
+class Vmm:
+    """The process. Everything runs on the loop's thread; only vCPUs have threads of their own."""
+
+    def __init__(self, config: VmmConfig) -> None:
+        self.config = config
+        self.machine: Machine | None = None
+        self.parameters = MigrationParameters.from_globals(config.migration_globals)
+        self.capabilities = MigrationCapabilities.from_globals(config.migration_globals)
+        self.migration = MigrationRecord()
+        self.autostart = not config.start_paused
+        self._loop = asyncio.get_running_loop()
+        self._runstate = RunstateMachine(
+            RunState.PRELAUNCH if config.incoming is None else RunState.INMIGRATE
+        )
+        self._monitors = MonitorServer(config, self)
+        self.events = EventLog(self._monitors.emit, self._loop)
+        self._accel: Accelerator | None = None
+        self._source: SourceUpdate | None = None
+        self._target: TargetUpdate | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._exit: asyncio.Future[int] = self._loop.create_future()
+
+    # ---- life -----------------------------------------------------------------------------------
+
+    async def run(self) -> int:
+        """Serve until quit; returns the exit status. Raises VmmError when start-up fails."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            self._loop.add_signal_handler(number, self._terminate)
+        try:
+            await self._monitors.start()
+            await self._start_machine()
+            return await self._exit
+        finally:
+            await self._close()
+
+    async def _start_machine(self) -> None:
+        incoming = self.config.incoming
+        self._accel, skipped = open_accel(self.config.accels)
+        for reason in skipped:
+            self.warn(reason)
+        if incoming is None:
+            self.machine = await boot(self.config, self._accel, self._loop, self)
+            self._accel = None  # the machine owns it now
+            settle_heap()
+            if self.autostart:
+                self.machine.start()
+                self.set_runstate(RunState.RUNNING)
+                self.events.emit("RESUME")
+            return
+        if incoming.cpr is None:
+            raise ConfigError(
+                "-incoming: this VMM receives cpr-transfer only; add a cpr channel, for example "
+                "-incoming cpr,addr.transport=socket,addr.type=unix,addr.path=PATH"
+            )
+        self._target = TargetUpdate(self, incoming.cpr, incoming.main)
+        self._target.start()
+
+    async def _close(self) -> None:
+        for update in (self._source, self._target):
+            if update is not None:
+                update.close()
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.machine is not None:
+            self.machine.close()
+        if self._accel is not None:
+            self._accel.close()
+        await self._monitors.close()
+
+    def spawn(self, work: Coroutine[Any, Any, None], what: str) -> None:
+        """Run `work` beside the loop; an error that it did not handle ends the process loudly."""
+        task = self._loop.create_task(work, name=what)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.finish_with(error)
+
+    def finish_with(self, error: BaseException) -> None:
+        """End the process because of a bug or a failure nobody can repair."""
+        if not self._exit.done():
+            self._exit.set_exception(error)
+
+    def warn(self, text: str) -> None:
+        """One line on stderr."""
+        print(f"vmm: warning: {text}", file=sys.stderr, flush=True)  # noqa: T201 - a CLI's voice
+
+    def _terminate(self) -> None:
+        self._shutdown(guest=False, reason="host-signal", status=EXIT_OK)
+
+    def _shutdown(self, *, guest: bool, reason: str, status: int) -> None:
+        self.events.release()
+        self.events.emit("SHUTDOWN", {"guest": guest, "reason": reason})
+        if not self._exit.done():
+            self._exit.set_result(status)
+
+    # ---- run state ------------------------------------------------------------------------------
+
+    @property
+    def runstate(self) -> RunState:
+        """The run state as `query-status` reports it."""
+        return self._runstate.state
+
+    @property
+    def accel_name(self) -> str | None:
+        """The accelerator in use, once one is open."""
+        if self.machine is not None:
+            return self.machine.parts.accel.name
+        return self._accel.name if self._accel is not None else None
+
+    def set_runstate(self, state: RunState) -> None:
+        """Move the run state; RunstateError on a move that does not exist."""
+        self._runstate.set(state)
+
+    def cpu_thread_ids(self) -> tuple[int, ...]:
+        """Kernel thread ids of the vCPUs."""
+        return self.machine.cpu_thread_ids if self.machine is not None else ()
+
+    def stop(self) -> None:
+        """`stop`: in inmigrate only autostart changes, as in QEMU."""
+        if self.runstate is RunState.INMIGRATE:
+            self.autostart = False
+        elif self.runstate is RunState.RUNNING:
+            assert self.machine is not None
+            self.machine.stop()
+            self.set_runstate(RunState.PAUSED)
+            self.events.emit("STOP")
+
+    def cont(self) -> None:
+        """`cont`: run the guest if the kernel and the epoch say that it is ours to run.
+
+        Raises RunstateError with the reason; after a successful update that is final.
+        """
+        if self.runstate is RunState.INMIGRATE:
+            self.autostart = True
+            return
+        if self.runstate is RunState.RUNNING:
+            return
+        if self.runstate is RunState.FINISH_MIGRATE:
+            self._settle_undecided()
+            return
+        if self.runstate in (RunState.SHUTDOWN, RunState.INTERNAL_ERROR):
+            raise RunstateError("Resetting the Virtual Machine is required")
+        self._enter_guest()
+        self.set_runstate(RunState.RUNNING)
+        self.events.emit("RESUME")
+
+    def _settle_undecided(self) -> None:
+        reason = self._source.retry() if self._source is not None else None
+        if reason is not None:
+            raise RunstateError(reason)
+        if self.runstate is RunState.FINISH_MIGRATE:
+            raise RunstateError("Migration is not finalized yet")
+        if self.runstate is RunState.POSTMIGRATE:
+            self._enter_guest()  # raises: the successor ran
+
+    def _enter_guest(self) -> None:
+        assert self.machine is not None
+        try:
+            self.machine.start()
+        except LeaseBusyError as error:
+            raise RunstateError(
+                f"Another process holds the run lease of this guest's RAM and owns it: {error}"
+            ) from error
+        except EpochMovedError as error:
+            raise RunstateError(
+                "The successor ran the guest: this process's CPU state is older than the RAM and "
+                f"can never run again ({error})"
+            ) from error
+
+    def system_reset(self) -> None:
+        """`system_reset`: power-on state; the guest runs on if it ran."""
+        if self.machine is None or self.runstate in (
+            RunState.INMIGRATE,
+            RunState.FINISH_MIGRATE,
+            RunState.POSTMIGRATE,
+        ):
+            raise RunstateError(f"the guest cannot be reset in run state {self.runstate.value}")
+        self._reset(guest=False, reason="host-qmp-system-reset")
+
+    def _reset(self, *, guest: bool, reason: str) -> None:
+        assert self.machine is not None
+        if self.config.no_reboot:
+            self._guest_shutdown(reason=reason, guest=guest)
+            return
+        was_running = self.machine.running
+        if was_running:
+            self.machine.stop()
+        self.machine.reset()
+        self.events.emit("RESET", {"guest": guest, "reason": reason})
+        if was_running:
+            self.machine.start()
+        elif self.runstate in (RunState.SHUTDOWN, RunState.INTERNAL_ERROR):
+            self.set_runstate(RunState.PAUSED)
+
+    def _guest_shutdown(self, *, reason: str, guest: bool = True) -> None:
+        if not self.config.no_shutdown:
+            self._shutdown(guest=guest, reason=reason, status=EXIT_OK)
+            return
+        assert self.machine is not None
+        if self.machine.running:
+            self.machine.stop()
+            self.events.emit("STOP")
+        self.events.emit("SHUTDOWN", {"guest": guest, "reason": reason})
+        self.set_runstate(RunState.SHUTDOWN)
+
+    def quit(self) -> None:
+        """`quit`: cancels an update that can still be cancelled, then ends the process."""
+        self.migrate_cancel()
+        self._shutdown(guest=False, reason="host-qmp-quit", status=EXIT_OK)
+
+    # ---- what the guest or its devices cause ----------------------------------------------------
+
+    def vcpu_stopped(self, index: int, stop: VcpuStop) -> None:
+        """A vCPU stopped by itself (posted from its thread)."""
+        if self.machine is None or not self.machine.running:
+            return
+        if stop.reason is StopReason.SHUTDOWN:
+            self._reset(guest=True, reason="guest-reset")
+            return
+        self.warn(f"vCPU {index}: {stop.reason.value}: {stop.detail}")
+        self.machine.stop()
+        self.set_runstate(RunState.INTERNAL_ERROR)
+        self.events.emit("STOP")
+
+    def guest_exit(self, status: int) -> None:
+        """The isa-debug-exit device was written."""
+        self._shutdown(guest=True, reason="guest-shutdown", status=status)
+
+    def guest_reset(self) -> None:
+        """The guest asked for a reset (port 0x92 bit 0, …)."""
+        if self.machine is not None and self.machine.running:
+            self._reset(guest=True, reason="guest-reset")
+
+    # ---- migration ------------------------------------------------------------------------------
+
+    def deadlines(self) -> Deadlines:
+        """The deadline of every phase, or x-cpr-timeout-ms for all of them."""
+        override_ms = self.parameters.x_cpr_timeout_ms
+        return Deadlines() if override_ms is None else Deadlines.uniform(override_ms)
+
+    def ram_blockers(self) -> tuple[str, ...]:
+        """QEMU's text for every RAM block that a successor could not map."""
+        return tuple(
+            f"Memory region {backend.id} is not compatible with CPR. share=on is required for "
+            "memory-backend objects, and aux-ram-share=on is required."
+            for backend in self.config.ram_backends()
+            if not backend.share
+        )
+
+    def migration_info(self) -> dict[str, Any]:
+        """`query-migrate`."""
+        return self.migration.describe(
+            blocked_reasons=self.ram_blockers() if self.parameters.is_cpr else ()
+        )
+
+    def update_timeline(self) -> list[dict[str, Any]]:
+        """`x-query-cpr-timeline`: what each step of the last update did, and when."""
+        update = self._source or self._target
+        if update is None:
+            return []
+        return [{"t-ns": t_ns, "what": what} for t_ns, what in update.timeline]
+
+    async def migrate(
+        self, channels: tuple[MigrationChannel, ...], *, uri_form: bool, resume: bool
+    ) -> None:
+        """`migrate`: returns when the successor is connected and has our HELLO."""
+        check_outgoing(
+            channels,
+            uri_form=uri_form,
+            resume=resume,
+            parameters=self.parameters,
+            capabilities=self.capabilities,
+            runstate=self.runstate,
+            status=self.migration.status,
+            ram_blockers=self.ram_blockers(),
+        )
+        assert self.machine is not None
+        if not self.parameters.is_cpr:
+            raise MigrationError(
+                "mode 'normal' would copy RAM, which this VMM does not do; set the migration "
+                "parameter mode to cpr-transfer"
+            )
+        self.migration = MigrationRecord()
+        self._source = SourceUpdate(self, self.machine, channels)
+        await self._source.start()
+
+    async def migrate_incoming(self, address: MigrationAddress, *, exit_on_error: bool) -> None:
+        """`migrate-incoming`: where the main channel will arrive."""
+        if self._target is None:
+            raise MigrationError("'-incoming' was not specified on the command line")
+        if self._target.main_given:
+            raise MigrationError("The incoming migration has already been started")
+        self._target.exit_on_error = exit_on_error
+        self._target.set_main_address(address)
+
+    def migrate_cancel(self) -> None:
+        """`migrate_cancel`: a no-op when nothing can be cancelled, as in QEMU."""
+        if self._source is not None and self.migration.status in _BUSY:
+            self._source.cancel()
+
+    def migrate_continue(self, state: str) -> None:
+        """`migrate-continue`."""
+        current = self.migration.status
+        if current is not MigrationStatus.PRE_SWITCHOVER or state != current.value:
+            raise MigrationError(f"Migration not in expected state: {state}")
+        assert self._source is not None
+        self._source.resume_switchover()
+
+    def set_status(self, status: MigrationStatus, reason: str = "") -> None:
+        """Move the migration status; emits MIGRATION when the client asked for events."""
+        self.migration.move(status, reason, time.monotonic_ns())
+        if self.capabilities.events:
+            self.events.emit("MIGRATION", {"status": status.value})
+
+    def emit_pass(self, number: int) -> None:
+        """MIGRATION_PASS, as QEMU counts passes."""
+        if self.capabilities.events:
+            self.events.emit("MIGRATION_PASS", {"pass": number})
+
+    def incoming_failed(self, reason: str, *, exit_on_error: bool) -> None:
+        """The incoming update ended without a guest here."""
+        with contextlib.suppress(RunstateError):
+            self.set_status(MigrationStatus.FAILED, reason)
+        if exit_on_error:
+            self.finish_with(MigrationError(f"load of migration failed: {reason}"))
+
+    def section_types(self) -> dict[str, type[VmState]]:
+        """The sections of the machine that this process is about to build."""
+        assert self._accel is not None
+        return section_types(self.config, self._accel)
+
+    async def build_incoming(
+        self, fds: FdTable, identities: Mapping[str, Mapping[str, int]]
+    ) -> None:
+        """Make the machine around the fds that came; the guest still runs elsewhere.
+
+        Raises CprError, RamError or VmmError naming what does not fit.
+        """
+        assert self._accel is not None
+        self.machine = await adopt(self.config, self._accel, self._loop, self, fds, identities)
+        self._accel = None  # the machine owns it now
+        settle_heap()
+
+    def check_main_header(self, header: MainHeader) -> None:
+        """The RAM block table on main must be ours."""
+        ours = tuple((backend.id, backend.size_bytes) for backend in self.config.ram_backends())
+        if header.machine_type != self.config.machine.type_name:
+            raise MigrationError(
+                f"Machine type received is '{header.machine_type}' and local is "
+                f"'{self.config.machine.type_name}'"
+            )
+        if header.ram_blocks != ours:
+            raise MigrationError(
+                f"main channel: RAM blocks are {header.ram_blocks}, this process has {ours}"
+            )

@@ -1,0 +1,190 @@
+"""What one side offers and the other expects: the machine description and the named fds.
+
+Both sides make their half from their own configuration, so that every difference is a sentence
+with both values in it, said while the guest still runs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cpr.messages import PROTOCOL_MAX, PROTOCOL_MIN, FdOffer, Hello
+from cpr.ownedfd import OwnedFd
+
+from cpr.errors import StateError
+from cpr.vmstate import VmState, check_version
+from vmm.config import VmmConfig
+
+if TYPE_CHECKING:
+    from vmm.machine import Machine
+
+LEASE_FD_NAME = "lease:epoch:0"
+
+
+def ram_fd_name(block_id: str) -> str:
+    """Name of the memfd of a RAM block."""
+    return f"ram:{block_id}:0"
+
+
+def chardev_fd_name(chardev_id: str, index: int) -> str:
+    """Name of one fd of a character back-end."""
+    return f"chardev:{chardev_id}:{index}"
+
+
+def file_identity(fd: int) -> dict[str, int]:
+    """What names an open file apart from its number: device, inode and file type."""
+    status = os.fstat(fd)
+    return {"dev": status.st_dev, "ino": status.st_ino, "mode": status.st_mode & 0o170000}
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    offer: FdOffer
+    fd: OwnedFd
+
+
+class FdInventory:
+    """The fds of a machine, frozen at `migrate`: our own duplicates, so no number can be reused."""
+
+    def __init__(self, entries: tuple[_Entry, ...]) -> None:
+        self._entries = entries
+
+    @classmethod
+    def of_machine(cls, machine: Machine) -> FdInventory:
+        """Duplicate and describe everything a successor needs."""
+        parts = machine.parts
+        entries: list[_Entry] = []
+        for block in parts.ram.layout.blocks:
+            memfd = parts.ram.memfd(block.id)
+            identity = memfd.identity().to_map()
+            entries.append(_entry(ram_fd_name(block.id), "ram", memfd.fileno(), identity))
+        control = parts.control
+        entries.append(
+            _entry(LEASE_FD_NAME, "control", control.fileno(), control.identity().to_map())
+        )
+        for chardev_id, backend in parts.chardevs.items():
+            for index, fd, kind in backend.fds():
+                name = chardev_fd_name(chardev_id, index)
+                entries.append(_entry(name, kind, fd, file_identity(fd)))
+        return cls(tuple(entries))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every fd name, in sending order."""
+        return tuple(entry.offer.name for entry in self._entries)
+
+    def offers(self) -> tuple[FdOffer, ...]:
+        """What HELLO says of them."""
+        return tuple(entry.offer for entry in self._entries)
+
+    def filenos(self) -> tuple[int, ...]:
+        """The numbers to send, in the order of `names`."""
+        return tuple(entry.fd.fileno() for entry in self._entries)
+
+    def close(self) -> None:
+        """Close the duplicates."""
+        for entry in self._entries:
+            entry.fd.close()
+
+
+def _entry(name: str, kind: str, fd: int, identity: Mapping[str, int]) -> _Entry:
+    duplicate = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
+    return _Entry(FdOffer(name=name, kind=kind, identity=identity), OwnedFd(duplicate, name))
+
+
+def describe_machine(config: VmmConfig) -> dict[str, Any]:
+    """The part of the configuration that both sides must share, as a CBOR map."""
+    return {
+        "type": config.machine.type_name,
+        "vcpus": config.vcpu_count,
+        "cpu-model": config.cpu_model,
+        "kernel-irqchip": config.machine.kernel_irqchip,
+        "ram": [[backend.id, backend.size_bytes] for backend in config.ram_backends()],
+    }
+
+
+def hello_problems(
+    hello: Hello, config: VmmConfig, local_types: Mapping[str, type[VmState]]
+) -> tuple[str, ...]:
+    """Every reason why the machine that HELLO describes cannot run here; empty = it can.
+
+    `local_types` are the sections of the machine that this process would build.
+    """
+    if agreed_protocol(hello) < max(hello.protocol_min, PROTOCOL_MIN):
+        return (
+            f"the source speaks protocol {hello.protocol_min}..{hello.protocol_max}, "
+            f"this process {PROTOCOL_MIN}..{PROTOCOL_MAX}",
+        )
+    problems = _machine_problems(hello.machine, describe_machine(config))
+    problems += _section_problems(hello, local_types)
+    problems += _fd_problems(hello, config)
+    return tuple(problems)
+
+
+def agreed_protocol(hello: Hello) -> int:
+    """The newest protocol that both sides speak, if any."""
+    return min(hello.protocol_max, PROTOCOL_MAX)
+
+
+def _machine_problems(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    problems = []
+    if theirs.get("type") != ours["type"]:
+        problems.append(
+            f"Machine type received is '{theirs.get('type')}' and local is '{ours['type']}'"
+        )
+    for key, option in (("vcpus", "-smp"), ("cpu-model", "-cpu"), ("kernel-irqchip", "-machine")):
+        if theirs.get(key) != ours[key]:
+            problems.append(f"{option}: {key} is {theirs.get(key)} there and {ours[key]} here")
+    problems += _ram_problems(theirs.get("ram"), ours["ram"])
+    return problems
+
+
+def _ram_problems(theirs: Any, ours: list[list[Any]]) -> list[str]:
+    try:
+        sizes = {str(name): int(size) for name, size in theirs}
+    except (TypeError, ValueError):
+        return [f"HELLO has no usable RAM block list: {theirs!r}"]
+    local = dict(ours)
+    problems = [
+        f'Unknown ramblock "{name}", cannot accept migration' for name in sizes.keys() - local
+    ]
+    problems += [f'RAM block "{name}" exists only here' for name in local.keys() - sizes]
+    problems += [
+        f"Size mismatch: {name}: {sizes[name]:#x} != {local[name]:#x}: Invalid argument"
+        for name in sizes.keys() & local
+        if sizes[name] != local[name]
+    ]
+    return problems
+
+
+def _section_problems(hello: Hello, local_types: Mapping[str, type[VmState]]) -> list[str]:
+    problems = []
+    offered = {header.name: header for header in hello.sections}
+    for header in hello.sections:
+        state_type = local_types.get(header.name)
+        if state_type is not None:
+            try:
+                check_version(header.name, header.kind, header.version, state_type)
+            except StateError as error:
+                problems.append(str(error))
+        elif not header.optional:
+            problems.append(
+                f"Unknown savevm section or instance '{header.name}' 0. Make sure that your "
+                "current VM setup matches your saved VM setup, including any hotplugged devices"
+            )
+    problems += [
+        f"device '{name}' exists only here; the source has no such section"
+        for name in local_types
+        if name not in offered
+    ]
+    return problems
+
+
+def _fd_problems(hello: Hello, config: VmmConfig) -> list[str]:
+    offered = {offer.name for offer in hello.fds}
+    needed = [ram_fd_name(backend.id) for backend in config.ram_backends()] + [LEASE_FD_NAME]
+    return [f"the source does not offer fd '{name}'" for name in needed if name not in offered]

@@ -1,0 +1,384 @@
+"""The old side's story: offer, hand over fds, rehearse, stop, send, commit, or roll back.
+
+`cpr.handshake` decides what happens next; this file does it. Read `perform` top to bottom: the
+actions stand in the order of a successful update. Everything before `_stop_guest` happens while the
+guest runs. From `_stop_guest` to `_send_commit` is our half of the blackout: nothing there
+allocates what could have been made before, writes an event, or waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from cpr.channel import Channel, connect_unix
+from cpr.driver import Driver
+from cpr.handshake import Action, Event, Handshake, Phase, Role
+from cpr.messages import (
+    FDS_PER_FRAME_MAX,
+    NONCE_SIZE_BYTES,
+    PROTOCOL_MAX,
+    PROTOCOL_MIN,
+    Abort,
+    Accept,
+    Commit,
+    Fds,
+    Hello,
+    MainHeader,
+    Message,
+    Rehearsal,
+    Running,
+    State,
+)
+
+from cpr.errors import CprError
+from cpr.vmstate import Section
+from guestram.errors import LeaseBusyError, LeaseError
+from vmm.config import ChannelType, MigrationAddress, MigrationChannel
+from vmm.errors import MigrationError, VmmError
+from vmm.migration.status import MigrationStatus
+from vmm.migration.transport import connect, send_main_header
+from vmm.runstate import RunState
+from vmm.update.inventory import FdInventory, describe_machine
+from vmm.update.quiet import begin_quiet, end_quiet
+from vmm.version import PRODUCT, VERSION
+
+if TYPE_CHECKING:
+    from vmm.machine import Machine
+    from vmm.process import Vmm
+
+# While the user can still take the update back; afterwards the successor may own the guest.
+_CANCELLABLE = frozenset(
+    {
+        Phase.IDLE,
+        Phase.HELLO_SENT,
+        Phase.FDS_SENT,
+        Phase.CONNECTING,
+        Phase.MAIN_WAIT,
+        Phase.REHEARSING,
+        Phase.STOPPING,
+        Phase.STATE_SENT,
+    }
+)
+
+
+class SourceUpdate:
+    """One outgoing update. Made by `migrate`, ends in status completed, failed or cancelled."""
+
+    def __init__(self, vmm: Vmm, machine: Machine, channels: tuple[MigrationChannel, ...]) -> None:
+        self._vmm = vmm
+        self._machine = machine
+        addresses = {channel.type: channel.address for channel in channels}
+        self._main_address: MigrationAddress = addresses[ChannelType.MAIN]
+        self._cpr_address: MigrationAddress = addresses[ChannelType.CPR]
+        self._driver = Driver(
+            Handshake(Role.SOURCE), self.perform, vmm.deadlines(), asyncio.get_running_loop()
+        )
+        self._nonce = secrets.token_bytes(NONCE_SIZE_BYTES)
+        self._inventory: FdInventory | None = None
+        self._sections: tuple[Section, ...] = ()
+        self._runstate = RunState.RUNNING
+        self._resumed = False
+        self._cancelled = False
+        self._connect_task: asyncio.Task[None] | None = None
+        self._channel: Channel | None = None
+        self.stopped_ns = 0
+        self.marks: list[tuple[int, str]] = []
+        self._actions: Mapping[Action, Callable[[Message | None], None]] = {
+            Action.SEND_HELLO: self._send_hello,
+            Action.SEND_FDS: self._send_fds,
+            Action.CONNECT_MAIN: self._connect_main,
+            Action.REHEARSE: self._rehearse,
+            Action.STOP_GUEST: self._stop_guest,
+            Action.SEND_STATE: self._send_state,
+            Action.RELEASE_LEASE: self._release_lease,
+            Action.SEND_COMMIT: self._send_commit,
+            Action.COMPLETE: self._complete,
+            Action.RECLAIM_LEASE: self._reclaim_lease,
+            Action.SEND_ABORT: self._send_abort,
+            Action.RESUME_GUEST: self._resume_guest,
+            Action.REPORT: self._report,
+        }
+
+    @property
+    def timeline(self) -> list[tuple[int, str]]:
+        """(CLOCK_MONOTONIC ns, what) of every step so far, in order."""
+        steps = [
+            (t_ns, f"{event.name}->{phase.name}") for t_ns, event, phase in self._driver.record
+        ]
+        return sorted(steps + self.marks)
+
+    async def start(self) -> None:
+        """Connect to the successor and say HELLO; returns with the update under way.
+
+        Raises MigrationError when the connection cannot be made (status is `failed` by then).
+        """
+        self._vmm.set_status(MigrationStatus.SETUP)
+        self._connect_task = asyncio.current_task()
+        try:
+            sock = await connect_unix(
+                self._unix_path(), timeout_ms=self._vmm.deadlines().connect_ms
+            )
+        except (CprError, VmmError, OSError) as error:
+            reason = _connect_reason(self._cpr_address, error)
+            self._vmm.set_status(MigrationStatus.FAILED, reason)
+            raise MigrationError(reason) from error
+        except asyncio.CancelledError:
+            raise MigrationError("the update was cancelled while connecting") from None
+        finally:
+            self._connect_task = None
+        self._channel = Channel(sock, asyncio.get_running_loop())
+        self._driver.attach(self._channel)
+        self._driver.feed(Event.START)
+        if self._driver.handshake.phase is Phase.ABORTED:
+            raise MigrationError(self._driver.reason)
+
+    def cancel(self) -> None:
+        """`migrate_cancel`: take the update back if the successor does not own the guest yet."""
+        if self._driver.handshake.phase not in _CANCELLABLE:
+            return
+        self._cancelled = True
+        self._vmm.set_status(MigrationStatus.CANCELLING)
+        if self._connect_task is not None:
+            self._connect_task.cancel()
+            self._vmm.set_status(MigrationStatus.CANCELLED)
+        else:
+            self._driver.feed(Event.CANCEL)
+
+    def resume_switchover(self) -> None:
+        """`migrate-continue pre-switchover`."""
+        self._save()
+
+    def retry(self) -> str | None:
+        """Ask the kernel again who owns the guest (undecided updates only).
+
+        Returns why the guest cannot run here, or None when the question is settled.
+        """
+        if self._driver.handshake.phase is Phase.UNDECIDED:
+            self._driver.feed(Event.RETRY)
+        if self._driver.handshake.phase is Phase.UNDECIDED:
+            return "the successor holds the run lease and has not said that it runs"
+        return None
+
+    def close(self) -> None:
+        """Release the channel and everything held for the update."""
+        self._driver.close()
+        self._release_inventory()
+
+    def perform(self, action: Action, message: Message | None) -> None:
+        """Do one action of the handshake table."""
+        self._actions[action](message)
+
+    # ---- while the guest runs -------------------------------------------------------------------
+
+    def _send_hello(self, _message: Message | None) -> None:
+        begin_quiet()
+        machine = self._machine
+        self._inventory = FdInventory.of_machine(machine)
+        self._send(
+            Hello(
+                protocol_min=PROTOCOL_MIN,
+                protocol_max=PROTOCOL_MAX,
+                product=PRODUCT,
+                product_version=VERSION,
+                machine=describe_machine(self._vmm.config),
+                sections=machine.section_headers(),
+                fds=self._inventory.offers(),
+                user_paced=self._vmm.capabilities.pause_before_switchover,
+                nonce=self._nonce,
+            )
+        )
+
+    def _send_fds(self, message: Message | None) -> None:
+        assert isinstance(message, Accept)
+        assert self._inventory is not None
+        names = self._inventory.names
+        fds = self._inventory.filenos()
+        for start in range(0, len(names), FDS_PER_FRAME_MAX):
+            chunk = slice(start, start + FDS_PER_FRAME_MAX)
+            more = start + FDS_PER_FRAME_MAX < len(names)
+            self._send(Fds(names=names[chunk], more=more), fds[chunk])
+
+    def _connect_main(self, _message: Message | None) -> None:
+        self._vmm.spawn(self._connect_main_task(), "connect the main channel")
+
+    async def _connect_main_task(self) -> None:
+        deadline_ms = self._vmm.deadlines().main_ms
+        header = MainHeader(
+            nonce=self._nonce,
+            machine_type=self._vmm.config.machine.type_name,
+            ram_blocks=tuple(
+                (block.id, block.size_bytes) for block in self._machine.parts.ram.layout.blocks
+            ),
+        )
+        try:
+            with await connect(self._main_address, deadline_ms) as sock:
+                await send_main_header(sock, header, deadline_ms)
+        except (CprError, VmmError, OSError) as error:
+            self._fail(_connect_reason(self._main_address, error))
+            return
+        if self._driver.handshake.phase is Phase.CONNECTING:
+            self._driver.feed(Event.MAIN_SENT)
+
+    def _rehearse(self, _message: Message | None) -> None:
+        """Go once through everything the blackout does, so that none of it is cold.
+
+        The guest pauses for a moment that is shorter than the blackout to come; the successor loads
+        this state as it will load the real one, so a state it cannot load is found now.
+        """
+        machine = self._machine
+        was_running = machine.running
+        if was_running:
+            machine.stop()
+        try:
+            sections = machine.save()
+        finally:
+            if was_running:
+                machine.start()
+        self._send(Rehearsal(sections=sections))
+
+    # ---- the blackout ---------------------------------------------------------------------------
+
+    def _stop_guest(self, _message: Message | None) -> None:
+        vmm = self._vmm
+        vmm.events.hold()
+        self._runstate = vmm.runstate
+        self.stopped_ns = time.monotonic_ns()
+        if self._machine.running:
+            times = self._machine.stop()
+            self._mark(times.kicked_ns, "kick")
+            self._mark(times.vcpus_stopped_ns, "vcpus-stopped")
+            vmm.set_runstate(RunState.FINISH_MIGRATE)
+            vmm.events.emit("STOP")
+        else:
+            vmm.set_runstate(RunState.FINISH_MIGRATE)
+        vmm.emit_pass(1)
+        vmm.set_status(MigrationStatus.ACTIVE)
+        if vmm.capabilities.pause_before_switchover:
+            self._driver.disarm()
+            vmm.set_status(MigrationStatus.PRE_SWITCHOVER)
+            vmm.events.release()
+        else:
+            self._save()
+
+    def _save(self) -> None:
+        self._vmm.set_status(MigrationStatus.DEVICE)
+        self._sections = self._machine.save()
+        self._vmm.emit_pass(2)
+        self._mark(time.monotonic_ns(), "saved")
+        self._driver.feed(Event.SAVED)
+
+    def _send_state(self, _message: Message | None) -> None:
+        self._send(
+            State(
+                sections=self._sections,
+                runstate=self._runstate.value,
+                epoch=self._machine.state_epoch,
+                stopped_ns=self.stopped_ns,
+            )
+        )
+        self._mark(time.monotonic_ns(), "state-sent")
+
+    def _release_lease(self, _message: Message | None) -> None:
+        self._machine.parts.lease.release()
+
+    def _send_commit(self, _message: Message | None) -> None:
+        self._send(Commit())
+
+    # ---- how it ends ----------------------------------------------------------------------------
+
+    def _complete(self, message: Message | None) -> None:
+        """The successor ran: this process can never run the guest again."""
+        resumed_ns = message.resumed_ns if isinstance(message, Running) else time.monotonic_ns()
+        vmm = self._vmm
+        vmm.set_downtime(resumed_ns - self.stopped_ns)
+        vmm.set_runstate(RunState.POSTMIGRATE)
+        vmm.set_status(MigrationStatus.COMPLETED)
+        self._finish()
+
+    def _reclaim_lease(self, _message: Message | None) -> None:
+        """COMMIT is out and no RUNNING came: ask the kernel and the epoch who owns the guest."""
+        machine = self._machine
+        try:
+            machine.claim()
+        except LeaseBusyError:
+            moved = machine.parts.control.epoch != machine.state_epoch
+            self._driver.feed(Event.EPOCH_MOVED if moved else Event.LEASE_BUSY)
+        except LeaseError:
+            self._driver.feed(Event.EPOCH_MOVED)
+        else:
+            self._driver.feed(Event.RECLAIMED)
+
+    def _send_abort(self, _message: Message | None) -> None:
+        if self._channel is None:
+            return
+        reason = self._driver.reason or "the source gave the update up"
+        try:
+            self._channel.send(Abort(reason=reason, cancelled=self._cancelled))
+        except CprError:
+            return  # the peer is gone: there is nobody left to tell
+
+    def _resume_guest(self, _message: Message | None) -> None:
+        vmm = self._vmm
+        if self._runstate is RunState.RUNNING:
+            self._machine.start()
+            self._resumed = True
+        if vmm.runstate is RunState.FINISH_MIGRATE:
+            vmm.set_runstate(self._runstate)
+
+    def _report(self, _message: Message | None) -> None:
+        vmm = self._vmm
+        vmm.events.release()
+        if self._cancelled:
+            self._emit_resume()
+            vmm.set_status(MigrationStatus.CANCELLED)
+        else:
+            vmm.set_status(MigrationStatus.FAILED, self._driver.reason)
+            self._emit_resume()
+        self._finish()
+
+    # ---- helpers --------------------------------------------------------------------------------
+
+    def _emit_resume(self) -> None:
+        if self._resumed:
+            self._vmm.events.emit("RESUME")
+
+    def _finish(self) -> None:
+        """Give back everything the update held; never before the guest runs somewhere."""
+        end_quiet()
+        self._vmm.events.release()
+        self._driver.close()
+        self._release_inventory()
+
+    def _release_inventory(self) -> None:
+        if self._inventory is not None:
+            self._inventory.close()
+            self._inventory = None
+
+    def _send(self, message: Message, fds: tuple[int, ...] = ()) -> None:
+        assert self._channel is not None
+        self._channel.send(message, fds)
+
+    def _fail(self, reason: str) -> None:
+        self._driver.fail(reason)
+
+    def _mark(self, t_ns: int, what: str) -> None:
+        self.marks.append((t_ns, what))
+
+    def _unix_path(self) -> str:
+        from vmm.config import SocketUnix  # noqa: PLC0415
+
+        if not isinstance(self._cpr_address, SocketUnix):
+            raise MigrationError("bad cpr channel address; must be unix")
+        return self._cpr_address.path
+
+
+def _connect_reason(address: MigrationAddress, error: BaseException) -> str:
+    """QEMU's text for a failed connection."""
+    if isinstance(error, OSError) and error.strerror:
+        where = getattr(address, "path", None) or str(address)
+        return f"Failed to connect to '{where}': {error.strerror}"
+    return str(error)

@@ -1,0 +1,302 @@
+"""The new side's story: check, adopt, build, rehearse, load, take the lease, run.
+
+The mirror of `vmm.update.source`; again `cpr.handshake` decides and this file does. Everything slow
+is in `_build`, while the guest still runs in the old process. From `_load_state` to `_send_running`
+is our half of the blackout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from cpr.channel import Channel
+from cpr.driver import Driver
+from cpr.handshake import Action, Event, Handshake, Phase, Role
+from cpr.messages import (
+    Accept,
+    Connected,
+    Failed,
+    Hello,
+    Listening,
+    Loaded,
+    Message,
+    Prepared,
+    Refuse,
+    Rehearsal,
+    Running,
+    State,
+)
+
+from cpr.errors import CprError
+from guestram.errors import LeaseBusyError, LeaseError, RamError
+from vmm.config import MigrationAddress
+from vmm.errors import MigrationError, VmmError
+from vmm.migration.status import MigrationStatus
+from vmm.migration.transport import Listener, receive_main_header
+from vmm.runstate import RunState
+from vmm.update.inventory import agreed_protocol, hello_problems
+from vmm.update.quiet import begin_quiet, end_quiet
+from vmm.version import PRODUCT, VERSION
+
+if TYPE_CHECKING:
+    from vmm.machine import Machine
+    from vmm.process import Vmm
+
+
+class TargetUpdate:
+    """One incoming update: from listening on the cpr address to a running guest, or a reason."""
+
+    def __init__(self, vmm: Vmm, cpr: MigrationAddress, main: MigrationAddress | None) -> None:
+        self._vmm = vmm
+        self._loop = asyncio.get_running_loop()
+        self._cpr_listener = Listener.open(cpr)
+        self._main_address: asyncio.Future[MigrationAddress] = self._loop.create_future()
+        self._deferred = main is None
+        if main is not None:
+            self._main_address.set_result(main)
+        self._main_listener: Listener | None = None
+        self._driver = Driver(Handshake(Role.TARGET), self.perform, vmm.deadlines(), self._loop)
+        self._channel: Channel | None = None
+        self._hello: Hello | None = None
+        self._refusals: tuple[str, ...] = ()
+        self._runstate = RunState.RUNNING
+        self._resumed_ns = 0
+        self._resumed_wall_ns = 0
+        self.exit_on_error = True
+        self.marks: list[tuple[int, str]] = []
+        self._actions: Mapping[Action, Callable[[Message | None], None]] = {
+            Action.CHECK_HELLO: self._check_hello,
+            Action.SEND_ACCEPT: self._send_accept,
+            Action.SEND_REFUSE: self._send_refuse,
+            Action.BUILD: self._do_build,
+            Action.SEND_LISTENING: self._send_listening,
+            Action.SEND_CONNECTED: self._send_connected,
+            Action.LOAD_REHEARSAL: self._load_rehearsal,
+            Action.SEND_PREPARED: self._send_prepared,
+            Action.LOAD_STATE: self._load_state,
+            Action.SEND_LOADED: self._send_loaded,
+            Action.TAKE_LEASE: self._take_lease,
+            Action.RUN_GUEST: self._run_guest,
+            Action.SEND_RUNNING: self._send_running,
+            Action.COMPLETE: self._complete,
+            Action.SEND_FAILED: self._send_failed,
+            Action.REPORT: self._report,
+        }
+
+    @property
+    def timeline(self) -> list[tuple[int, str]]:
+        """(CLOCK_MONOTONIC ns, what) of every step so far, in order."""
+        steps = [
+            (t_ns, f"{event.name}->{phase.name}") for t_ns, event, phase in self._driver.record
+        ]
+        return sorted(steps + self.marks)
+
+    @property
+    def main_given(self) -> bool:
+        """Whether the main address is known (by -incoming or by migrate-incoming)."""
+        return self._main_address.done()
+
+    def start(self) -> None:
+        """Begin to wait for the old process."""
+        self._vmm.spawn(self._accept(), "accept the source on the cpr channel")
+
+    def set_main_address(self, address: MigrationAddress) -> None:
+        """`migrate-incoming`: where to listen for the main channel.
+
+        Raises MigrationError when the address cannot be listened on.
+        """
+        self._main_listener = Listener.open(address)
+        self._main_address.set_result(address)
+        self._vmm.set_status(MigrationStatus.SETUP)
+
+    def socket_address(self) -> MigrationAddress | None:
+        """What query-migrate reports as socket-address."""
+        return self._main_address.result() if self._main_listener is not None else None
+
+    def close(self) -> None:
+        """Release listeners and the channel."""
+        self._driver.close()
+        self._cpr_listener.close()
+        if self._main_listener is not None:
+            self._main_listener.close()
+
+    def perform(self, action: Action, message: Message | None) -> None:
+        """Do one action of the handshake table."""
+        self._actions[action](message)
+
+    # ---- while the guest runs in the old process -------------------------------------------------
+
+    async def _accept(self) -> None:
+        sock = await self._cpr_listener.accept()
+        self._cpr_listener.close()  # one update at a time: nobody else gets in
+        self._channel = Channel(sock, self._loop)
+        self._driver.attach(self._channel)
+
+    def _check_hello(self, message: Message | None) -> None:
+        assert isinstance(message, Hello)
+        begin_quiet()
+        self._hello = message
+        self._refusals = hello_problems(message, self._vmm.config, self._vmm.section_types())
+        self._driver.feed(Event.UNACCEPTABLE if self._refusals else Event.ACCEPTABLE)
+
+    def _send_accept(self, _message: Message | None) -> None:
+        assert self._hello is not None
+        self._send(
+            Accept(
+                protocol=agreed_protocol(self._hello),
+                product=PRODUCT,
+                product_version=VERSION,
+                deferred=self._deferred,
+            )
+        )
+
+    def _send_refuse(self, _message: Message | None) -> None:
+        self._driver.reason = "; ".join(self._refusals)
+        self._send(Refuse(reasons=self._refusals))
+
+    def _do_build(self, _message: Message | None) -> None:
+        self._vmm.spawn(self._build(), "build the machine")
+
+    async def _build(self) -> None:
+        """Adopt, map, prefault, create VM and devices, and listen on main."""
+        try:
+            assert self._hello is not None
+            identities = {offer.name: offer.identity for offer in self._hello.fds}
+            await self._vmm.build_incoming(self._driver.received_fds, identities)
+            leftover = self._driver.received_fds.close_unclaimed()
+            if leftover:
+                raise MigrationError(f"received fd(s) {', '.join(leftover)} were never claimed")
+            address = await self._main_address
+            if self._main_listener is None:
+                self._main_listener = Listener.open(address)
+        except (CprError, VmmError, RamError, OSError) as error:
+            self._driver.fail(str(error))
+            return
+        if self._driver.handshake.phase is not Phase.BUILDING:
+            return  # the update ended while we built
+        if not self._deferred:
+            self._vmm.set_status(MigrationStatus.SETUP)
+        self._vmm.spawn(self._accept_main(self._main_listener), "accept the main channel")
+        self._driver.feed(Event.BUILT)
+
+    async def _accept_main(self, listener: Listener) -> None:
+        assert self._hello is not None
+        try:
+            with await listener.accept() as sock:
+                self._vmm.set_status(MigrationStatus.ACTIVE)
+                header = await receive_main_header(sock, self._vmm.deadlines().main_ms)
+            if header.nonce != self._hello.nonce:
+                raise MigrationError(
+                    "the main channel belongs to another update: its nonce is not the one of HELLO"
+                )
+            self._vmm.check_main_header(header)
+        except (CprError, VmmError, OSError) as error:
+            self._driver.fail(str(error))
+            return
+        finally:
+            listener.close()
+        if self._driver.handshake.phase is Phase.LISTENING:
+            self._driver.feed(Event.MAIN_CHECKED)
+
+    def _load_rehearsal(self, message: Message | None) -> None:
+        assert isinstance(message, Rehearsal)
+        machine = self._machine
+        machine.rehearse()
+        machine.load(message.sections, epoch=machine.state_epoch)
+        self._driver.feed(Event.REHEARSED)
+
+    def _send_prepared(self, _message: Message | None) -> None:
+        assert self._hello is not None
+        if self._hello.user_paced:
+            self._driver.disarm()
+        self._send(Prepared())
+
+    # ---- the blackout ---------------------------------------------------------------------------
+
+    def _load_state(self, message: Message | None) -> None:
+        assert isinstance(message, State)
+        self._vmm.events.hold()
+        self._mark("state-received")
+        self._runstate = RunState(message.runstate)
+        self._machine.load(message.sections, epoch=message.epoch)
+        self._mark("loaded")
+        self._driver.feed(Event.STATE_LOADED)
+
+    def _take_lease(self, _message: Message | None) -> None:
+        try:
+            self._machine.claim()
+        except LeaseBusyError:
+            self._driver.reason = "the source holds the run lease: it runs the guest itself"
+            self._driver.feed(Event.LEASE_BUSY)
+        except LeaseError as error:
+            self._driver.reason = str(error)
+            self._driver.feed(Event.EPOCH_MOVED)
+        else:
+            self._driver.feed(Event.LEASE_TAKEN)
+
+    def _run_guest(self, _message: Message | None) -> None:
+        if self._runstate is RunState.RUNNING and self._vmm.autostart:
+            self._machine.start()
+        self._resumed_ns = time.monotonic_ns()
+        self._resumed_wall_ns = time.time_ns()
+
+    def _send_running(self, _message: Message | None) -> None:
+        runstate = RunState.RUNNING if self._machine.running else RunState.PAUSED
+        try:
+            self._send(Running(resumed_ns=self._resumed_ns, runstate=runstate.value))
+        except CprError:
+            return  # the source is gone; the guest runs here, and the epoch tells anybody who asks
+
+    # ---- how it ends ----------------------------------------------------------------------------
+
+    def _complete(self, _message: Message | None) -> None:
+        vmm = self._vmm
+        if self._machine.running:
+            vmm.set_runstate(RunState.RUNNING)
+            vmm.events.emit("RESUME", timestamp_ns=self._resumed_wall_ns)
+        elif self._runstate is RunState.RUNNING:
+            vmm.set_runstate(RunState.PAUSED)
+        else:
+            vmm.set_runstate(self._runstate)
+        vmm.set_status(MigrationStatus.COMPLETED)
+        self._finish()
+
+    def _send_failed(self, _message: Message | None) -> None:
+        with contextlib.suppress(CprError):  # a source that is gone needs no reason
+            self._send(Failed(reason=self._driver.reason))
+
+    def _report(self, _message: Message | None) -> None:
+        self._finish()
+        self._vmm.incoming_failed(self._driver.reason, exit_on_error=self.exit_on_error)
+
+    # ---- helpers --------------------------------------------------------------------------------
+
+    @property
+    def _machine(self) -> Machine:
+        assert self._vmm.machine is not None
+        return self._vmm.machine
+
+    def _finish(self) -> None:
+        end_quiet()
+        self._vmm.events.release()
+        self.close()
+
+    def _send(self, message: Message) -> None:
+        assert self._channel is not None
+        self._channel.send(message)
+
+    def _mark(self, what: str) -> None:
+        self.marks.append((time.monotonic_ns(), what))
+
+    def _send_listening(self, _message: Message | None) -> None:
+        self._send(Listening())
+
+    def _send_connected(self, _message: Message | None) -> None:
+        self._send(Connected())
+
+    def _send_loaded(self, _message: Message | None) -> None:
+        self._send(Loaded())
