@@ -86,7 +86,7 @@ class _Chain:
 
     async def run(self, launcher: Launcher, on_update: OnUpdate) -> None:
         plan = self.plan
-        pauses = random.Random(plan.seed)  # noqa: S311 - a reproducible pause, not a secret
+        pauses = random.Random(plan.seed)
         current, serial = await launcher.start_first(plan.build(0))
         launcher.remove_sockets(current)
         await serial.wait_lines(1)

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tools.lab.deadlines import GUEST_PROGRESS_MS, within
+from tools.lab.errors import CheckFailedError
 
 _LINE = re.compile(rb"^cpr-guest seq=(\d+) pass=(\d+) gap_us=(\d+) errors=(\d+)$")
 # A heartbeat has some 60 bytes; a "line" beyond this is not one, and must not grow for ever.
 LINE_MAX_BYTES = 4096
 PROBLEMS_MAX = 10
+CONNECTION_ENDED = "the guest's serial connection ended; the process that held it is gone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class HeartbeatReader(asyncio.Protocol):
         self._pending = b""
         self._waiters: list[tuple[Callable[[Heartbeat], bool], asyncio.Future[Heartbeat]]] = []
         self._transport: asyncio.BaseTransport | None = None
-        self.closed = False
+        self._closed = False
 
     @classmethod
     async def connect(cls, path: Path) -> HeartbeatReader:
@@ -57,7 +59,12 @@ class HeartbeatReader(asyncio.Protocol):
     async def wait_for(
         self, what: str, condition: Callable[[Heartbeat], bool], deadline_ms: int
     ) -> Heartbeat:
-        """Return the first heartbeat from now on that fulfils `condition`; DeadlineError otherwise."""
+        """Return the first heartbeat from now on that fulfils `condition`.
+
+        Raises DeadlineError, or CheckFailedError when the connection ends first.
+        """
+        if self._closed:
+            raise CheckFailedError(CONNECTION_ENDED)
         waiter: asyncio.Future[Heartbeat] = asyncio.get_running_loop().create_future()
         entry = (condition, waiter)
         self._waiters.append(entry)
@@ -98,8 +105,12 @@ class HeartbeatReader(asyncio.Protocol):
             self._pending = b""
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Note the end; waiters will meet their deadline."""
-        self.closed = True
+        """Tell everybody who waits that nothing will come any more."""
+        self._closed = True
+        waiting, self._waiters = self._waiters, []
+        for _condition, waiter in waiting:
+            if not waiter.done():
+                waiter.set_exception(CheckFailedError(CONNECTION_ENDED))
 
     # ---- parsing --------------------------------------------------------------------------------
 

@@ -100,11 +100,11 @@ class Launcher:
             launched = await self._launch(build, serial=endpoint, inherited=[serial])
             return launched, self._serial
 
-    async def start_plain(self, build: Build) -> Launched:
-        """Start a process that boots the guest and keeps its serial port for itself."""
-        return await self._launch(build)
+    async def start_plain(self, build: Build, extra: Sequence[str] = ()) -> Launched:
+        """Start a process that boots the guest; `extra` says where its serial port goes."""
+        return await self._launch(build, extra=extra)
 
-    async def start_successor(self, build: Build) -> Launched:
+    async def start_successor(self, build: Build, extra: Sequence[str] = ()) -> Launched:
         """Start a process that waits for the guest; COM1 is the one of `start_first`, if any."""
         number = self._count
         cpr_path = self.run_dir / f"cpr-{number}.sock"
@@ -118,6 +118,7 @@ class Launcher:
                 incoming=incoming,
                 inherited=[listener],
                 sockets=(cpr_path, main_path),
+                extra=extra,
             )
 
     def remove_sockets(self, launched: Launched) -> None:
@@ -144,6 +145,7 @@ class Launcher:
         incoming: Incoming | None = None,
         inherited: Sequence[socket.socket] = (),
         sockets: tuple[Path, Path] | None = None,
+        extra: Sequence[str] = (),
     ) -> Launched:
         number = self._count
         self._count += 1
@@ -157,7 +159,7 @@ class Launcher:
                 qmp_fd=qmp.fileno(),
                 serial=serial,
                 incoming=incoming,
-                extra=self._extra,
+                extra=(*extra, *self._extra),
             )
             process = await VmmProcess.launch(
                 argv,

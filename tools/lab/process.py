@@ -149,7 +149,7 @@ class VmmProcess:
         with contextlib.suppress(QMPError, LabError):  # it may end before it answers
             await self.execute("quit")
         status = await within(EXIT_MS, f"{self.name}: exit after quit", self.wait_exit())
-        await self._hang_up()
+        await self.hang_up()
         return status
 
     async def terminate(self) -> None:
@@ -162,14 +162,15 @@ class VmmProcess:
                 self._kill_group()
         self._kill_group()
         await within(EXIT_MS, f"{self.name}: exit after SIGKILL", self.wait_exit())
-        await self._hang_up()
+        await self.hang_up()
 
     def _kill_group(self) -> None:
         """Kill what is left of the group; the leader may be gone and its children not."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
 
-    async def _hang_up(self) -> None:
+    async def hang_up(self) -> None:
+        """End the QMP session and leave the socket to others; harmless the second time."""
         with contextlib.suppress(QMPError, OSError, EOFError):
             await self._client.disconnect()
 

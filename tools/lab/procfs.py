@@ -79,8 +79,8 @@ def read_counters(pid: int) -> ProcessCounters:
         raise CheckFailedError(f"process {pid} is gone; it should still be there") from error
 
 
-def child_pids(pid: int) -> tuple[int, ...]:
-    """Direct children of every thread of a process."""
+def child_pids(pid: int | str) -> tuple[int, ...]:
+    """Direct children of every thread of a process (a number, or "self")."""
     tasks = Path("/proc") / str(pid) / "task"
     return tuple(
         int(child) for task in tasks.iterdir() for child in (task / "children").read_text().split()

@@ -1,0 +1,168 @@
+"""`cpr-drill`: live-update a running guest again and again, and prove that it felt next to nothing.
+
+Without options it runs the main job on every accelerator this machine has, and once alternating
+between them. Exit status 0 means that every promise held in every update.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tools.lab.argv import Build, GuestSpec
+from tools.lab.chain import ChainPlan, run_chain
+from tools.lab.errors import LabError, OptionError
+from tools.lab.options import (
+    available_accels,
+    own_vmm,
+    parse_command,
+    parse_count,
+    parse_size,
+)
+from tools.lab.procfs import child_pids
+from tools.lab.report_html import render_html
+from tools.lab.results import ChainResult, DrillResult, to_json
+from tools.lab.table import Screen
+
+EXIT_PASS, EXIT_FAIL, EXIT_USAGE = 0, 1, 2
+COUNT_DEFAULT = 20
+MEMORY_DEFAULT = "256M"
+ALTERNATE, AUTO = "alternate", "auto"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the drill; 0 = everything held, 1 = something did not, 2 = wrong options."""
+    options = _parser().parse_args(argv)
+    try:
+        plans = make_plans(options)
+    except LabError as error:
+        print(f"cpr-drill: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    result = asyncio.run(_drill(plans, Screen()))
+    if options.json:
+        Path(options.json).write_text(json.dumps(to_json(result), indent=1) + "\n")
+    if options.html:
+        Path(options.html).write_text(render_html(result))
+    return EXIT_PASS if result.passed else EXIT_FAIL
+
+
+def make_plans(options: argparse.Namespace) -> tuple[ChainPlan, ...]:
+    """One plan for each chain that the options ask for.
+
+    Raises OptionError when this machine cannot run one of them.
+    """
+    guest = GuestSpec(ram_bytes=options.mem, vcpu_count=options.vcpus, pages=options.pages)
+    old, new = options.old or own_vmm(), options.new or options.old or own_vmm()
+    return tuple(
+        ChainPlan(
+            name=name,
+            builds=_builds(accels, old, new),
+            count=options.count,
+            guest=guest,
+            seed=options.seed,
+            replay=_replay(options, name),
+        )
+        for name, accels in _chains(options.accel, options.vcpus)
+    )
+
+
+def _chains(accel: str, vcpu_count: int) -> list[tuple[str, tuple[str, ...]]]:
+    """Name of each chain, and the accelerators that its generations go through in turn."""
+    available = available_accels(vcpu_count)
+    if accel == AUTO:
+        chains = [(name, (name,)) for name in available]
+        return chains + ([(ALTERNATE, available)] if len(available) > 1 else [])
+    if accel == ALTERNATE:
+        if len(available) < 2:
+            raise OptionError(
+                f"--accel alternate needs kvm and unicorn; here, with {vcpu_count} vCPU(s), there "
+                f"is only {available[0]}"
+            )
+        return [(ALTERNATE, available)]
+    if accel not in available:
+        raise OptionError(
+            f"--accel {accel}: not usable here with {vcpu_count} vCPU(s); usable: "
+            f"{', '.join(available)}"
+        )
+    return [(accel, (accel,))]
+
+
+def _builds(
+    accels: tuple[str, ...], old: tuple[str, ...], new: tuple[str, ...]
+) -> tuple[Build, ...]:
+    """Even generations run `old`, odd ones `new`: a chain of two builds goes up and down."""
+    first, second = accels[0], accels[-1]
+    return (Build(old, first), Build(new, second))
+
+
+def _replay(options: argparse.Namespace, chain: str) -> str:
+    words = ["cpr-drill", "--accel", chain, "--count", str(options.count)]
+    words += ["--seed", str(options.seed), "--mem", f"{options.mem >> 20}M"]
+    words += ["--vcpus", str(options.vcpus), "--pages", str(options.pages)]
+    for name in ("old", "new"):
+        if command := getattr(options, name):
+            words += [f"--{name}", shlex.join(command)]
+    return shlex.join(words)
+
+
+async def _drill(plans: Sequence[ChainPlan], screen: Screen) -> DrillResult:
+    before = set(child_pids("self"))
+    chains: list[ChainResult] = []
+    for plan in plans:
+        with screen.chain(plan) as progress:
+            chains.append(await run_chain(plan, progress))
+    result = DrillResult(tuple(chains), len(set(child_pids("self")) - before))
+    screen.show(result)
+    return result
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cpr-drill",
+        description="Live-update a running guest again and again and check every promise.",
+        epilog="Exit status: 0 every check held, 1 one did not (the replay command is printed), "
+        "2 wrong options.",
+    )
+    parser.add_argument(
+        "--accel",
+        choices=("kvm", "unicorn", ALTERNATE, AUTO),
+        default=AUTO,
+        help="what runs the guest; auto: all there is, and alternating (default)",
+    )
+    parser.add_argument(
+        "--mem",
+        type=parse_size,
+        default=parse_size(MEMORY_DEFAULT),
+        metavar="SIZE",
+        help=f"guest RAM (default {MEMORY_DEFAULT})",
+    )
+    parser.add_argument("--vcpus", type=parse_count, default=1, metavar="N", help="(default 1)")
+    parser.add_argument(
+        "--count",
+        type=parse_count,
+        default=COUNT_DEFAULT,
+        metavar="N",
+        help=f"updates in a chain (default {COUNT_DEFAULT}; 200 is the full proof)",
+    )
+    parser.add_argument("--seed", type=int, default=1, help="of the pauses between updates")
+    parser.add_argument(
+        "--pages", type=int, default=0, metavar="N", help="pages the guest stamps (default: all)"
+    )
+    parser.add_argument(
+        "--old", type=parse_command, metavar="CMD", help="VMM of even generations (default: ours)"
+    )
+    parser.add_argument(
+        "--new", type=parse_command, metavar="CMD", help="VMM of odd generations (default: --old)"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write every figure of every update")
+    parser.add_argument("--html", metavar="FILE", help="write one self-contained page")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
