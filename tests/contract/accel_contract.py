@@ -164,7 +164,7 @@ def real_mode(reset: CpuState, rip: int = CODE, **registers: int) -> CpuState:
 
 
 def long_mode(reset: CpuState, rip: int = CODE, **registers: int) -> CpuState:
-    """`reset`, about to run 64-bit kernel code at `rip`; without IDT: exceptions are triple faults."""
+    """`reset`, about to run 64-bit kernel code at `rip`; no IDT: any exception is fatal."""
     general = {**dict.fromkeys(reset.general, 0), "rflags": 2, "rip": rip, "rsp": STACK_TOP}
     return replace(
         reset,

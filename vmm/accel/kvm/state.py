@@ -67,7 +67,6 @@ class VcpuBuffers:
         self.mp_state = Buffer(abi.MP_STATE.size)
         self.lapic = Buffer(abi.LAPIC_SIZE_BYTES)
         self.msrs = MsrBuffer(msr_indices)
-        self.no_events = bytes(abi.VCPU_EVENTS.size)
 
 
 class MsrBuffer(Buffer):
@@ -89,8 +88,12 @@ class MsrBuffer(Buffer):
         return self._values.tolist()
 
     def set_values(self, values: array[int]) -> None:
-        """Replace every value, in the order of `indices`."""
-        self._values[:] = memoryview(values)
+        """Replace the first values, in the order of `indices`."""
+        self._values[: len(values)] = memoryview(values)
+
+    def set_count(self, count: int) -> None:
+        """Let the next call move only the first `count` MSRs."""
+        abi.MSR_HEADER.pack_into(self.data, 0, count, 0)
 
 
 # ---- general registers --------------------------------------------------------------------------
@@ -261,6 +264,9 @@ def write_events(buffers: VcpuBuffers, events: Mapping[str, int], valid_flags: i
 
     Raises AccelError for an event this build does not know, or that this kernel cannot take.
     """
+    if not events:
+        buffers.events.data[:] = _no_events(valid_flags)
+        return
     unknown = sorted(set(events).difference(_EVENT_NAMES))
     if unknown:
         raise AccelError(f"CPU event(s) {', '.join(unknown)} are not known to this build")
@@ -280,6 +286,13 @@ def write_events(buffers: VcpuBuffers, events: Mapping[str, int], valid_flags: i
         abi.VCPU_EVENTS.pack_into(buffers.events.data, 0, *values)
     except struct.error as error:
         raise _unfit("events", events, error) from error
+
+
+@functools.lru_cache(maxsize=8)
+def _no_events(valid_flags: int) -> bytes:
+    values = [0] * len(_EVENT_FIELDS)
+    values[_EVENT_FLAGS_INDEX] = valid_flags
+    return abi.VCPU_EVENTS.pack(*values)
 
 
 def read_event_flags(buffers: VcpuBuffers) -> int:

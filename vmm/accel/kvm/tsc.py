@@ -80,7 +80,7 @@ class VcpuTsc:
         """(guest TSC, CLOCK_MONOTONIC in ns just before that, offset or None)."""
         host_ns = time.monotonic_ns()
         self._transfer_value(abi.GET_MSRS)
-        return self._value.values()[0], host_ns, self._read_offset()
+        return self._value.values()[0], host_ns, self.read_offset()
 
     def set(self, reading: TscReading, tsc: int, tsc_host_ns: int, tsc_offset: int | None) -> None:
         """Let the saved TSC go on from now."""
@@ -98,7 +98,8 @@ class VcpuTsc:
         if state_ioctl(self._fd, request, self._value.address) != 1:
             raise os_refusal("reading or setting the TSC")
 
-    def _read_offset(self) -> int | None:
+    def read_offset(self) -> int | None:
+        """Guest minus host TSC, unsigned 64-bit; None on a kernel that does not say."""
         if not self.has_offset:
             return None
         if state_ioctl(self._fd, abi.GET_DEVICE_ATTR, self._attribute.address) < 0:

@@ -12,6 +12,7 @@ import errno
 import os
 import signal
 import threading
+import time
 from array import array
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -30,7 +31,7 @@ from vmm.accel.kvm.ioctl import (
 )
 from vmm.accel.kvm.msrs import NOT_MSR_STATE, name_of
 from vmm.accel.kvm.rehearsal import RehearsalCode
-from vmm.accel.kvm.tsc import TscReading, VcpuTsc
+from vmm.accel.kvm.tsc import MSR_TSC, TscReading, VcpuTsc
 from vmm.accel.x86_state import CpuState
 from vmm.errors import AccelError
 
@@ -57,14 +58,20 @@ class KvmVcpu:
         self.index = index
         self._fd = fd
         self._context = context
-        self._page = RunPage(fd, context.run_page_size_bytes)
         self._runner_lock = threading.Lock()
         self._runner: int | None = None  # ident of the thread that is inside run()
-        self._buffers = state.VcpuBuffers(context.msr_indices, context.xsave_size_bytes)
+        # The TSC is read in one call with the MSRs, but it is not set with them.
+        self._msr_indices = context.msr_indices
+        self._buffers = state.VcpuBuffers((*context.msr_indices, MSR_TSC), context.xsave_size_bytes)
         self._tsc = VcpuTsc(fd)
         self._gets, self._sets = _plan(self._buffers, context)
         self._reset_msrs: dict[int, int] = {}
-        self._reset_state = self._read_reset_state()
+        self._page = RunPage(fd, context.run_page_size_bytes)
+        try:
+            self._reset_state = self._read_reset_state()
+        except BaseException:
+            self._page.close()
+            raise
 
     # ---- running --------------------------------------------------------------------------------
 
@@ -124,8 +131,9 @@ class KvmVcpu:
         for request, address, what in self._gets:
             if state_ioctl(fd, request, address) < 0:
                 raise os_refusal(f"reading the {what} of vCPU {self.index}")
-        self._transfer_msrs(abi.GET_MSRS, buffers.msrs)
-        tsc, tsc_host_ns, tsc_offset = self._tsc.read()
+        tsc_host_ns = time.monotonic_ns()
+        self._transfer_msrs(abi.GET_MSRS, len(self._msr_indices) + 1)
+        *msr_values, tsc = buffers.msrs.values()
         segments, gdt, idt, control = state.read_sregs(buffers)
         return CpuState(
             general=state.read_regs(buffers),
@@ -134,14 +142,14 @@ class KvmVcpu:
             idt=idt,
             control=control,
             debug=state.read_debugregs(buffers),
-            msrs=dict(zip(buffers.msrs.indices, buffers.msrs.values(), strict=True)),
+            msrs=dict(zip(self._msr_indices, msr_values, strict=True)),
             xcr0=state.read_xcr0(buffers),
             xsave=state.read_xsave(buffers),
             events=state.read_events(buffers),
             mp_state=state.read_mp_state(buffers) if has_lapic else "runnable",
             tsc=tsc,
             tsc_host_ns=tsc_host_ns,
-            tsc_offset=tsc_offset,
+            tsc_offset=self._tsc.read_offset(),
             lapic=bytes(buffers.lapic.data) if has_lapic else None,
         )
 
@@ -161,7 +169,7 @@ class KvmVcpu:
         self._page.u64[abi.RUN_CR8_U64] = saved.control["cr8"]
         self._tsc.set(self._context.tsc, saved.tsc, saved.tsc_host_ns, saved.tsc_offset)
         # After the LAPIC and the TSC: arming the TSC deadline (last of the list) needs both.
-        self._transfer_msrs(abi.SET_MSRS, self._buffers.msrs)
+        self._transfer_msrs(abi.SET_MSRS, len(self._msr_indices))
 
     def _fill(self, saved: CpuState) -> None:
         """Put every part of `saved` into its kernel struct."""
@@ -199,14 +207,16 @@ class KvmVcpu:
                 raise AccelError(f"this host's KVM cannot hold MSR(s) {names}")
             msrs = {**reset, **msrs}
         try:
-            return array("Q", map(msrs.__getitem__, self._buffers.msrs.indices))
+            return array("Q", map(msrs.__getitem__, self._msr_indices))
         except (OverflowError, TypeError) as error:
             raise AccelError(f"an MSR of the saved CPU is not a 64-bit number: {error}") from error
 
-    def _transfer_msrs(self, request: int, buffer: state.MsrBuffer) -> None:
+    def _transfer_msrs(self, request: int, count: int) -> None:
         """KVM stops at the first MSR it refuses and returns how many it took."""
+        buffer = self._buffers.msrs
+        buffer.set_count(count)
         done = state_ioctl(self._fd, request, buffer.address)
-        if done == len(buffer.indices):
+        if done == count:
             return
         if done < 0:
             raise os_refusal(f"moving the MSRs of vCPU {self.index}")
