@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ def test_phases_of_both_sides_follow_one_another_without_a_hole() -> None:
         ("acknowledge", Side.OLD, 7),
         ("take lease, run", Side.NEW, 5),
     ]
-    assert all(a.end_ns == b.start_ns for a, b in zip(phases, phases[1:], strict=False))
+    assert all(a.end_ns == b.start_ns for a, b in itertools.pairwise(phases))
 
 
 def test_a_mark_set_late_by_a_busy_process_makes_no_negative_phase() -> None:
