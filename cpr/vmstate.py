@@ -5,6 +5,9 @@ oldest we accept). Its fields travel as one CBOR map keyed by field name. A fiel
 is declared with `since(v, default=...)`: a sender older than v may leave it out, a sender of v or
 newer must not. Sections match by instance name; each payload is length-prefixed and digested, so an
 optional section that we do not know is skipped and a mandatory one is refused by name.
+
+A state may hold other states. They have no version of their own: they belong to their section, and
+`since(v)` in them means the section's version v.
 """
 
 from __future__ import annotations
@@ -12,13 +15,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self, TypeVar, get_args, get_origin
-
-import cbor2
+from typing import Any, ClassVar, Self, TypeVar
 
 from cpr.errors import (
     FieldTypeError,
@@ -27,8 +27,12 @@ from cpr.errors import (
     SectionVersionError,
     StateError,
 )
+from cpr.plaincbor import dumps, loads
+from cpr.typed import Reader, Readers, Writer, writer_of
 
 DIGEST_SIZE_BYTES = 16
+# A section is a map of fields, a field a map of records, a record a list; twice that.
+NESTING_MAX = 8
 _SINCE = "cpr.since"
 S = TypeVar("S", bound="VmState")
 
@@ -49,7 +53,8 @@ class VmState:
 
     def to_map(self) -> dict[str, Any]:
         """Field name to plain CBOR value."""
-        return {name: _plain(getattr(self, name)) for name in _plan(type(self))}
+        cls: Any = type(self)
+        return {name: write(getattr(self, name)) for name, write in _writer(cls)}
 
     @classmethod
     def from_map(cls, fields: Mapping[str, Any], *, version: int, section: str) -> Self:
@@ -57,22 +62,19 @@ class VmState:
 
         Raises MissingFieldError, FieldTypeError.
         """
-        plan = _plan(cls)
-        unknown = sorted(str(name) for name in fields if name not in plan)
-        if unknown:
-            raise FieldTypeError(
-                f"section '{section}': field(s) {', '.join(unknown)} are not part of "
-                f"{cls.NAME} version {version}"
-            )
-        values: dict[str, Any] = {}
-        for name, (annotation, first_version) in plan.items():
-            if name in fields:
-                values[name] = _typed(annotation, fields[name], f"{section}.{name}")
-            elif version >= first_version:
-                raise MissingFieldError(
-                    f"section '{section}': field '{name}' is missing; {cls.NAME} version "
-                    f"{version} must have it"
+        this: Any = cls
+        readers = _reader(this, version)
+        values = {}
+        for name, value in fields.items():
+            reader = readers.get(name)
+            if reader is None:
+                raise FieldTypeError(
+                    f"section '{section}': field {name!r} is not part of {cls.NAME} "
+                    f"version {version}"
                 )
+            values[name] = reader(value, f"{section}.{name}")
+        if len(values) != len(readers):
+            _require(this, fields, version, section)
         try:
             return cls(**values)
         except ValueError as error:
@@ -81,7 +83,7 @@ class VmState:
 
 @dataclass(frozen=True, slots=True)
 class SectionHeader:
-    """What HELLO says of one section: who it is and which versions its sender can write and read."""
+    """What HELLO says of one section: its name, and what its sender can write and read."""
 
     name: str
     kind: str
@@ -111,7 +113,7 @@ class Section:
     @classmethod
     def save(cls, name: str, state: VmState) -> Section:
         """Encode `state` as the section `name`."""
-        payload = cbor2.dumps(state.to_map())
+        payload = dumps(state.to_map())
         return cls(
             name, state.NAME, state.VERSION, state.OPTIONAL, payload, section_digest(payload)
         )
@@ -125,12 +127,24 @@ class Section:
                 "the state was damaged on its way"
             )
         try:
-            fields = cbor2.loads(self.payload)
-        except Exception as error:  # cbor2 raises many kinds on damaged input
-            raise StateError(f"section '{self.name}': payload is not CBOR: {error}") from error
+            fields = loads(self.payload, nesting_max=NESTING_MAX, int_keys=True)
+        except ValueError as error:
+            raise StateError(f"section '{self.name}': payload is {error}") from error
         if not isinstance(fields, dict):
-            raise FieldTypeError(f"section '{self.name}': expected a map, got {type(fields)}")
+            raise FieldTypeError(
+                f"section '{self.name}': expected a map, got {type(fields).__name__}"
+            )
         return state_type.from_map(fields, version=self.version, section=self.name)
+
+
+def _require(cls: Any, fields: Mapping[str, Any], version: int, section: str) -> None:
+    """Raise MissingFieldError if a field is absent that a sender of `version` must send."""
+    for name, first_version in _plan(cls).items():
+        if name not in fields and version >= first_version:
+            raise MissingFieldError(
+                f"section '{section}': field '{name}' is missing; {cls.NAME} version {version} "
+                "must have it"
+            )
 
 
 def section_digest(payload: bytes) -> bytes:
@@ -157,68 +171,32 @@ def check_version(name: str, kind: str, version: int, state_type: type[VmState])
 
 
 @functools.cache
-def _plan(cls: type[VmState]) -> dict[str, tuple[Any, int]]:
-    """Field name -> (resolved annotation, first version that has it)."""
+def _plan(cls: Any) -> Mapping[str, int]:
+    """Field name -> first version that has it."""
+    return {field.name: field.metadata.get(_SINCE, 0) for field in dataclasses.fields(cls)}
+
+
+@functools.cache
+def _reader(cls: Any, version: int) -> Mapping[str, Reader]:
+    """Field name -> reader, for what a sender of `version` wrote."""
     hints = typing.get_type_hints(cls)
-    return {
-        field.name: (hints[field.name], field.metadata.get(_SINCE, 0))
-        for field in dataclasses.fields(cls)
-    }
+    types = Readers(FieldTypeError, FieldTypeError, lambda inner: _nested_reader(inner, version))
+    return {name: types.of(hints[name]) for name in _plan(cls)}
 
 
-_PLAIN_LEAVES = (int, bytes, str, bool, float, types.NoneType)
+def _nested_reader(cls: Any, version: int) -> Reader:
+    def read(value: Any, where: str) -> Any:
+        if type(value) is not dict:
+            raise FieldTypeError(f"{where}: expected map, got {type(value).__name__}")
+        return cls.from_map(value, version=version, section=where)
+
+    return read
 
 
-def _plain(value: Any) -> Any:
-    """Turn a field value into what CBOR carries: leaves, lists and maps."""
-    if isinstance(value, _PLAIN_LEAVES) or type(value) is dict:
-        return value
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, VmState):
-        return value.to_map()
-    raise StateError(f"a saved state cannot hold a {type(value).__name__}")
-
-
-def _typed(annotation: Any, value: Any, where: str) -> Any:
-    """Check `value` against a field's annotation and return it in the declared shape."""
-    origin = get_origin(annotation)
-    if origin in (typing.Union, types.UnionType):
-        for option in get_args(annotation):
-            if option is types.NoneType:
-                if value is None:
-                    return None
-                continue
-            return _typed(option, value, where)
-    if origin is tuple:
-        return _typed_tuple(get_args(annotation), value, where)
-    if origin is not None and issubclass(origin, Mapping):
-        key_type, value_type = get_args(annotation)
-        _expect(where, value, dict)
-        return {
-            _typed(key_type, key, where): _typed(value_type, item, f"{where}[{key!r}]")
-            for key, item in value.items()
-        }
-    if isinstance(annotation, type) and issubclass(annotation, VmState):
-        _expect(where, value, dict)
-        return annotation.from_map(value, version=annotation.VERSION, section=where)
-    _expect(where, value, annotation)
-    return value
-
-
-def _typed_tuple(options: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    _expect(where, value, list, tuple)
-    if len(options) == 2 and options[1] is Ellipsis:  # noqa: PLR2004 - tuple[X, ...]
-        return tuple(_typed(options[0], item, f"{where}[]") for item in value)
-    if len(options) != len(value):
-        raise FieldTypeError(f"'{where}': expected {len(options)} items, got {len(value)}")
-    return tuple(_typed(option, item, where) for option, item in zip(options, value, strict=True))
-
-
-def _expect(where: str, value: Any, *expected: type) -> None:
-    """Exact type check: CBOR has no subclasses, and a bool must not pass for an int."""
-    if type(value) not in expected:
-        names = " or ".join(kind.__name__ for kind in expected)
-        raise FieldTypeError(f"'{where}': expected {names}, got {type(value).__name__}")
+@functools.cache
+def _writer(cls: Any) -> tuple[tuple[str, Writer], ...]:
+    """Field name and writer, in the order of declaration."""
+    hints = typing.get_type_hints(cls)
+    return tuple(
+        (name, writer_of(hints[name], lambda _inner: VmState.to_map)) for name in _plan(cls)
+    )
