@@ -178,7 +178,7 @@ static inline void note_progress_time(struct report *report, u64 *bucket, u64 *b
 
 /* ---- start and main loop ----------------------------------------------------------------------- */
 
-static void set_up_report(struct report *report, const struct boot_info *info, u64 vcpu, u64 now)
+static void set_up_report(struct report *report, const struct boot_info *info, u64 vcpu, u16 clock)
 {
     /* After a reset RAM still holds the stamps of the run before: passes go on from there. */
     u64 warm = report->magic == REPORT_MAGIC;
@@ -200,8 +200,8 @@ static void set_up_report(struct report *report, const struct boot_info *info, u
     report->unmapped_bytes = unmapped;
     report->first_pass = first_pass;
     report->progress = first_pass << PASS_SHIFT | vcpu;
-    report->first_ns = report->last_ns = now;
     report->boots = boots + 1;
+    report->first_ns = report->last_ns = clock_ns(clock); /* now: setting up is not a gap */
     __asm__ volatile("" : : : "memory");
     report->magic = REPORT_MAGIC; /* last: the report is complete */
 }
@@ -220,8 +220,7 @@ void guest_main(const struct boot_info *info, u64 vcpu)
     if (info->magic != BOOT_INFO_MAGIC || vcpu >= MAX_VCPUS)
         return;
 
-    u64 now = clock_ns(clock);
-    set_up_report(report, info, vcpu, now);
+    set_up_report(report, info, vcpu, clock);
     u64 pages = report->working_pages;
     if (vcpu >= pages)
         return; /* more vCPUs than pages: this one has nothing to do */
@@ -231,7 +230,7 @@ void guest_main(const struct boot_info *info, u64 vcpu)
     beat.port = info->serial_port;
     if (!vcpu && beat.port) {
         beat.interval_ns = option(info, "heartbeat_ms=", HEARTBEAT_MS_DEFAULT) * NS_PER_MS;
-        beat.due_ns = now + beat.interval_ns;
+        beat.due_ns = report->first_ns + beat.interval_ns;
         out8(beat.port + UART_LCR, 3); /* 8 bits, no parity, 1 stop bit */
         out8(beat.port + UART_FCR, 1);
     }
@@ -242,7 +241,7 @@ void guest_main(const struct boot_info *info, u64 vcpu)
     u64 index = vcpu;
     u64 bucket = 0;
     for (;;) {
-        now = clock_ns(clock);
+        u64 now = clock_ns(clock);
         note_progress_time(report, &bucket, &beat.gap_ns, now);
 
         u64 address = WORK_START + index * PAGE_SIZE_BYTES;
