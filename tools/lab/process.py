@@ -19,6 +19,7 @@ from typing import Any
 
 import prctl
 from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
+from qemu.qmp.qmp_client import NegotiationError
 
 from tools.lab.deadlines import EXIT_MS, LAUNCH_MS, QMP_REPLY_MS, within
 from tools.lab.errors import LabError, LaunchError
@@ -27,6 +28,9 @@ from tools.lab.procfs import ProcessCounters, read_counters
 # One client at a time connects before the process accepts; more than that is slack.
 LISTEN_BACKLOG = 8
 LOG_TAIL_LINES = 5
+# qemu.qmp 0.0.6 takes an event that overtakes the reply to qmp_capabilities for that reply and
+# gives up; a successor sends such events, so the session is tried again.
+NEGOTIATION_TRIES = 3
 Event = Mapping[str, Any]
 
 
@@ -89,12 +93,18 @@ class VmmProcess:
         return process
 
     async def _connect(self, qmp_path: Path) -> None:
-        try:
-            await self._client.connect(str(qmp_path))
-        except QMPError as error:
-            raise LaunchError(
-                f"{self.name}: no QMP session ({error}); stderr ends with: {self.log_tail()}"
-            ) from error
+        for tries_left in reversed(range(NEGOTIATION_TRIES)):
+            try:
+                await self._client.connect(str(qmp_path))
+            except QMPError as error:
+                overtaken = isinstance(error.__cause__, NegotiationError) and self.alive
+                if not (tries_left and overtaken):
+                    raise LaunchError(
+                        f"{self.name}: no QMP session ({error}); stderr ends with: "
+                        f"{self.log_tail()}"
+                    ) from error
+            else:
+                return
 
     # ---- talking --------------------------------------------------------------------------------
 
