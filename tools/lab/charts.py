@@ -15,12 +15,13 @@ from tools.lab.stats import histogram
 from tools.lab.timeline import Phase, Side
 
 WIDTH, HEIGHT = 640, 240
+TIMELINE_WIDTH, TIMELINE_LEFT = 1060, 96
 MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 56, 16, 14, 40
 PLOT_WIDTH = WIDTH - MARGIN_LEFT - MARGIN_RIGHT
 PLOT_HEIGHT = HEIGHT - MARGIN_TOP - MARGIN_BOTTOM
 TICKS = 5
 HISTOGRAM_BUCKETS = 24
-LANE_HEIGHT, LANE_STEP = 34, 62
+LANE_HEIGHT, LANE_STEP = 34, 50
 # Around the blackout the timeline also shows this share of it, so that its edges can be seen.
 TIMELINE_SLACK = 0.12
 LABEL_WIDTH_MIN = 46  # a narrower phase gets its name on hovering only
@@ -34,18 +35,17 @@ def timeline_svg(record: UpdateRecord) -> str:
     slack = max(1, int((end - start) * TIMELINE_SLACK))
     axis = _Axis(start - slack, end + slack, start)
     lanes = {"old process": Side.OLD, "guest": None, "new process": Side.NEW}
-    body = []
+    bottom = MARGIN_TOP + len(lanes) * LANE_STEP - 8
+    body = list(_time_ticks(axis, bottom))  # first, so that the bars lie over the grid
     for row, (name, side) in enumerate(lanes.items()):
         top = MARGIN_TOP + row * LANE_STEP
         body.append(_text(6, top + LANE_HEIGHT / 2 + 4, name, "label"))
-        body.append(_rect(axis.left, top, axis.width, LANE_HEIGHT, "lane", ""))
+        body.append(_rect(axis.left, top, axis.width, LANE_HEIGHT, "lane", name))
         if side is None:
             body.append(_guest_lane(record, axis, top))
         else:
             body += [_phase(phase, axis, top) for phase in phases if phase.side is side]
-    bottom = MARGIN_TOP + len(lanes) * LANE_STEP - 10
-    body += _time_ticks(axis, bottom)
-    return _svg(bottom + 30, body, "phases of the median update")
+    return _svg(TIMELINE_WIDTH, bottom + 24, body, "phases of the median update")
 
 
 def scatter_svg(records: Sequence[UpdateRecord]) -> str:
@@ -66,7 +66,7 @@ def scatter_svg(records: Sequence[UpdateRecord]) -> str:
         )
     body.append(_text(MARGIN_LEFT, HEIGHT - 8, f"update {records[0].number}", "tick"))
     body.append(_text(WIDTH - MARGIN_RIGHT, HEIGHT - 8, f"{records[-1].number}", "tick end"))
-    return _svg(HEIGHT, body, "blackout of every update")
+    return _svg(WIDTH, HEIGHT, body, "blackout of every update")
 
 
 def histogram_svg(records: Sequence[UpdateRecord]) -> str:
@@ -84,9 +84,10 @@ def histogram_svg(records: Sequence[UpdateRecord]) -> str:
     body.append(f'<path class="axis" d="M{MARGIN_LEFT} {base}H{WIDTH - MARGIN_RIGHT}"/>')
     for index in range(0, len(bars) + 1, len(bars) // 4):
         value = bars[0].low + index * (bars[0].high - bars[0].low)
-        body.append(_text(MARGIN_LEFT + index * step, base + 18, f"{value:.2f} ms", "tick middle"))
+        css = "tick end" if index == len(bars) else "tick middle"
+        body.append(_text(MARGIN_LEFT + index * step, base + 18, f"{value:.2f} ms", css))
     body.append(_text(MARGIN_LEFT - 8, MARGIN_TOP + 10, str(highest), "tick end"))
-    return _svg(HEIGHT, body, "distribution of blackouts")
+    return _svg(WIDTH, HEIGHT, body, "distribution of blackouts")
 
 
 class _Axis:
@@ -94,7 +95,8 @@ class _Axis:
 
     def __init__(self, start_ns: int, end_ns: int, zero_ns: int) -> None:
         self.start_ns, self.end_ns, self.zero_ns = start_ns, end_ns, zero_ns
-        self.left, self.width = 96.0, WIDTH - 96.0 - MARGIN_RIGHT
+        self.left: float = TIMELINE_LEFT
+        self.width: float = TIMELINE_WIDTH - TIMELINE_LEFT - MARGIN_RIGHT
 
     def x(self, t_ns: float) -> float:
         return self.left + (t_ns - self.start_ns) / (self.end_ns - self.start_ns) * self.width
@@ -163,8 +165,8 @@ def _text(x: float, y: float, text: str, css: str) -> str:
     return f'<text class="{css}" x="{x:.1f}" y="{y:.1f}">{escape(text)}</text>'
 
 
-def _svg(height: float, body: Iterable[str], label: str) -> str:
+def _svg(width: float, height: float, body: Iterable[str], label: str) -> str:
     return (
-        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(label)}">'
+        f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{escape(label)}">'
         f"{''.join(body)}</svg>"
     )

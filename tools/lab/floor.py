@@ -163,7 +163,5 @@ def _report(ram: GuestRam, setup: FloorSetup) -> GuestReport:
 def _map(setup: FloorSetup, memfd: RamMemfd) -> GuestRam:
     import os
 
-    copy = RamMemfd.adopt(
-        os.dup(memfd.fileno()), BLOCK_ID, memfd.options, memfd.identity()
-    )
+    copy = RamMemfd.adopt(os.dup(memfd.fileno()), BLOCK_ID, memfd.options, memfd.identity())
     return GuestRam(pc_layout([RamBlock(BLOCK_ID, setup.memory_bytes)]), {BLOCK_ID: copy})

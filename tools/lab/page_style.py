@@ -55,7 +55,7 @@ svg text.middle { text-anchor: middle }
 svg text.inside { fill: #fff; font-weight: 600 }
 svg .grid { stroke: var(--line) }
 svg .axis { stroke: var(--dim) }
-.lane { fill: var(--bg) }
+.lane { fill: var(--dim); opacity: .12 }
 .phase { stroke: var(--card) }
 .phase.old { fill: var(--old) }
 .phase.new { fill: var(--new) }

@@ -46,7 +46,7 @@ def _figures(chain: ChainResult, blackout: Summary) -> str:
         "blackout max": f"{blackout.max:.2f} ms",
         "live updates": f"{len(chain.records)} / {chain.planned}",
         "whole-RAM checks": str(chain.ram_verifications),
-        "heartbeats, none lost": str(chain.heartbeats),
+        "serial heartbeats": str(chain.heartbeats),
     }
     cards = "".join(
         f'<div class="card"><b>{escape(value)}</b><span>{escape(name)}</span></div>'
