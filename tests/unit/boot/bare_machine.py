@@ -1,12 +1,13 @@
 """The smallest thing that runs the built-in guest: RAM, a bus, and Unicorn used directly.
 
-It shares nothing with the project's accelerators, so a guest that works here and fails there (or the
-other way round) tells which side is wrong.
+It shares nothing with the project's accelerators, so a guest that works here and fails there (or
+the other way round) tells which side is wrong.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib
 import mmap
 import os
 from typing import Any
@@ -18,17 +19,17 @@ from vmm.boot.plan import BootPlan
 from vmm.devices.bus import SystemBus
 
 os.environ.setdefault("UC_IGNORE_REG_BREAK", "1")  # before import: keeps unicorn's stderr quiet
-import unicorn  # noqa: E402 - after the variable it reads at import
-from unicorn import x86_const as x86  # noqa: E402
+unicorn: Any = importlib.import_module("unicorn")  # it has no types
+x86: Any = importlib.import_module("unicorn.x86_const")
 
 RESET_STATE = CpuState(
-    general={
-        name: 0
-        for name in (
+    general=dict.fromkeys(
+        (
             *("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp", "r8", "r9", "r10", "r11"),
             *("r12", "r13", "r14", "r15", "rip", "rflags"),
-        )
-    },
+        ),
+        0,
+    ),
     segments={
         "cs": (0xF000, 0xFFFF_0000, 0xFFFF, 0x9B),
         **dict.fromkeys(("ds", "es", "fs", "gs", "ss"), (0, 0, 0xFFFF, 0x93)),
@@ -87,6 +88,7 @@ class BareMachine:
     def __init__(self, ram: BareRam, bus: SystemBus, plan: BootPlan, vcpu: int = 0) -> None:
         self.ram = ram
         self._bus = bus
+        self._pc = 0
         self._uc = uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
         uc.mem_map_ptr(0, ram.below, unicorn.UC_PROT_ALL, ram.host_address)
         if ram.size_bytes > ram.below:
@@ -102,7 +104,7 @@ class BareMachine:
     def run(self, instructions: int) -> None:
         """Run about this many instructions."""
         self._uc.emu_start(self._pc, _NO_END, count=instructions)
-        self._pc = self._uc.reg_read(x86.UC_X86_REG_RIP)
+        self._pc = int(self._uc.reg_read(x86.UC_X86_REG_RIP))
 
     def report(self, vcpu_count: int = 1) -> GuestReport:
         return parse(self.ram.read(REPORT_ADDRESS, report_size_bytes(vcpu_count)))
@@ -126,5 +128,3 @@ class BareMachine:
 
     def _on_out(self, _uc: Any, port: int, size: int, value: int, _data: Any) -> None:
         self._bus.pio_write(port, size, value)
-
-
