@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 KVM_DEVICE = "/dev/kvm"
 
@@ -26,6 +27,12 @@ def kvm_opens() -> bool:
     return True
 
 
+def peer_qemu() -> Path:
+    """Where tools/fetch-peer puts the command that runs a real QEMU."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "cpr-vmm" / "peers" / "qemu" / "run"
+
+
 def is_root() -> bool:
     """Whether this process may do what only root may."""
     return os.geteuid() == 0
@@ -34,6 +41,9 @@ def is_root() -> bool:
 NEEDS = {
     "needs_kvm": Need(kvm_opens, f"{KVM_DEVICE} cannot be opened here"),
     "needs_root": Need(is_root, "not running as root"),
+    "needs_peer_qemu": Need(
+        lambda: peer_qemu().exists(), "no real QEMU; 'tools/fetch-peer qemu' unpacks one"
+    ),
 }
 
 
