@@ -1,0 +1,382 @@
+"""Migration parameters and capabilities: the ones QEMU 10.0 has, its defaults, ranges and texts.
+
+All of QEMU's are kept, because clients set and read back what they know. Those about copying RAM
+(bandwidth, throttling, compression, multifd, …) describe work that does not exist when RAM stays in
+place. What would change the promise of an update is refused instead of being ignored (TLS).
+`x-cpr-timeout-ms` is ours: it replaces every deadline of an update.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from vmm.errors import MigrationError
+from vmm.qapi import (
+    BOOL,
+    SIZE,
+    STR_OR_NULL,
+    UINT8,
+    UINT32,
+    UINT64,
+    Array,
+    Enum,
+    Member,
+    Object,
+    QapiError,
+    QapiType,
+    check_keyval,
+)
+
+
+class MigrationMode(enum.Enum):
+    """The `mode` parameter. Only cpr-transfer can be performed here."""
+
+    NORMAL = "normal"
+    CPR_REBOOT = "cpr-reboot"
+    CPR_TRANSFER = "cpr-transfer"
+    CPR_EXEC = "cpr-exec"
+
+
+# An update that needs longer than an hour per step is broken; it also keeps timers in range.
+MAX_CPR_TIMEOUT_MS = 3_600_000
+MAX_DOWNTIME_LIMIT_MS = 2_000_000
+_PAGE_SIZE_BYTES = 4096
+
+Rule = Callable[[Any], str | None]
+
+
+def _range(name: str, low: int, high: int) -> Rule:
+    """QEMU's most usual range check; its text spells the name with underscores."""
+    text = f"Parameter '{name}' expects a value between {low} and {high}"
+    return lambda value: None if low <= value <= high else text
+
+
+def _integer_range(name: str, low: int, high: int, shown_low: str = "") -> Rule:
+    text = f"Parameter '{name}' expects an integer in the range of {shown_low or low} to {high}"
+    return lambda value: None if low <= value <= high else text
+
+
+def _downtime(value: int) -> str | None:
+    if value <= MAX_DOWNTIME_LIMIT_MS:
+        return None
+    return "Parameter 'downtime_limit' expects an integer in the range of 0 to (2000 * 1000) ms"
+
+
+def _cache_size(value: int) -> str | None:
+    if value >= _PAGE_SIZE_BYTES and value & (value - 1) == 0:
+        return None
+    return "Parameter 'xbzrle_cache_size' expects a power of two no less than the target page size"
+
+
+def _dirty_limit(value: int) -> str | None:
+    return None if value >= 1 else "Parameter 'vcpu_dirty_limit' must be greater than 1 MB/s"
+
+
+def _no_tls(value: str | None) -> str | None:
+    if not value:
+        return None
+    return "Parameter 'tls-creds': TLS is not supported; both processes are on one host"
+
+
+@dataclass(frozen=True, slots=True)
+class _Spec:
+    """One parameter. A default of None means: not reported until it is set."""
+
+    name: str
+    type: QapiType
+    default: Any
+    rule: Rule | None = None
+
+
+def _enum(name: str, *values: str) -> Enum:
+    return Enum(name, values)
+
+
+_SPECS: tuple[_Spec, ...] = (
+    _Spec("announce-initial", SIZE, 50, _range("announce_initial", 0, 100_000)),
+    _Spec("announce-max", SIZE, 550, _range("announce_max", 0, 100_000)),
+    _Spec("announce-rounds", SIZE, 5, _range("announce_rounds", 0, 1000)),
+    _Spec("announce-step", SIZE, 100, _range("announce_step", 1, 10_000)),
+    _Spec(
+        "throttle-trigger-threshold",
+        UINT8,
+        50,
+        _integer_range("throttle_trigger_threshold", 1, 100),
+    ),
+    _Spec("cpu-throttle-initial", UINT8, 20, _integer_range("cpu_throttle_initial", 1, 99)),
+    _Spec("cpu-throttle-increment", UINT8, 10, _integer_range("cpu_throttle_increment", 1, 99)),
+    _Spec("cpu-throttle-tailslow", BOOL, False),
+    _Spec("tls-creds", STR_OR_NULL, "", _no_tls),
+    _Spec("tls-hostname", STR_OR_NULL, ""),
+    _Spec("tls-authz", STR_OR_NULL, ""),
+    _Spec("max-bandwidth", SIZE, 128 << 20),
+    _Spec("avail-switchover-bandwidth", SIZE, 0),
+    _Spec("downtime-limit", UINT64, 300, _downtime),
+    _Spec("x-checkpoint-delay", UINT32, 20_000),
+    _Spec("multifd-channels", UINT8, 2, _range("multifd_channels", 1, 255)),
+    _Spec("xbzrle-cache-size", SIZE, 64 << 20, _cache_size),
+    _Spec("max-postcopy-bandwidth", SIZE, 0),
+    _Spec(
+        "max-cpu-throttle",
+        UINT8,
+        99,
+        _integer_range("max_cpu_throttle", 1, 99, "cpu_throttle_initial"),
+    ),
+    _Spec("multifd-compression", _enum("MultiFDCompression", "none", "zlib", "zstd"), "none"),
+    _Spec("multifd-zlib-level", UINT8, 1, _range("multifd_zlib_level", 0, 9)),
+    _Spec("multifd-zstd-level", UINT8, 1, _range("multifd_zstd_level", 0, 20)),
+    _Spec("multifd-qatzip-level", UINT8, 1, _range("multifd_qatzip_level", 1, 9)),
+    _Spec(
+        "x-vcpu-dirty-limit-period",
+        UINT64,
+        1000,
+        _range("x-vcpu-dirty-limit-period", 1, 1000),
+    ),
+    _Spec("vcpu-dirty-limit", UINT64, 1, _dirty_limit),
+    _Spec("mode", Enum("MigMode", tuple(mode.value for mode in MigrationMode)), "normal"),
+    _Spec(
+        "zero-page-detection",
+        _enum("ZeroPageDetection", "none", "legacy", "multifd"),
+        "multifd",
+    ),
+    _Spec("direct-io", BOOL, False),
+    _Spec("x-cpr-timeout-ms", UINT32, None, _range("x-cpr-timeout-ms", 1, MAX_CPR_TIMEOUT_MS)),
+)
+_BY_NAME = {spec.name: spec for spec in _SPECS}
+
+# Arguments of migrate-set-parameters, and the value of query-migrate-parameters.
+MIGRATION_PARAMETERS = Object(
+    "MigrationParameters", tuple(Member(spec.name, spec.type, optional=True) for spec in _SPECS)
+)
+
+
+class MigrationParameters:
+    """The present values; one holder per process, changed by migrate-set-parameters."""
+
+    def __init__(self) -> None:
+        self._values = {spec.name: spec.default for spec in _SPECS if spec.default is not None}
+
+    @classmethod
+    def from_globals(cls, properties: Mapping[str, str]) -> Self:
+        """Defaults changed by `-global migration.NAME=VALUE`; names of capabilities are skipped.
+
+        Raises MigrationError with QEMU's text.
+        """
+        parameters = cls()
+        for name, text in properties.items():
+            if (spec := _BY_NAME.get(name) or _BY_NAME.get(name.removeprefix("x-"))) is None:
+                continue
+            try:
+                parameters.set({spec.name: check_keyval(spec.type, text, name)})
+            except (QapiError, MigrationError) as error:
+                raise MigrationError(_cannot_apply(name, text, str(error))) from error
+        return parameters
+
+    def set(self, updates: Mapping[str, Any]) -> None:
+        """Set several, all or none. `updates` passed the check of MIGRATION_PARAMETERS.
+
+        Raises MigrationError with QEMU's text.
+        """
+        for name, value in updates.items():
+            rule = _BY_NAME[name].rule
+            if rule is not None and (problem := rule(value)) is not None:
+                raise MigrationError(problem)
+        initial = updates.get("cpu-throttle-initial", self._values["cpu-throttle-initial"])
+        if updates.get("max-cpu-throttle", initial) < initial:
+            raise MigrationError(
+                "Parameter 'max_cpu_throttle' expects an integer in the range of "
+                "cpu_throttle_initial to 99"
+            )
+        self._values.update(
+            {name: "" if value is None else value for name, value in updates.items()}
+        )
+
+    def to_qmp(self) -> dict[str, Any]:
+        """The value of query-migrate-parameters."""
+        return dict(self._values)
+
+    @property
+    def mode(self) -> MigrationMode:
+        """How `migrate` works."""
+        return MigrationMode(self._values["mode"])
+
+    @property
+    def is_cpr(self) -> bool:
+        """Whether the mode keeps RAM in place and therefore needs it to be shared."""
+        return self.mode is not MigrationMode.NORMAL
+
+    @property
+    def x_cpr_timeout_ms(self) -> int | None:
+        """What replaces every deadline of an update, if anything."""
+        value = self._values.get("x-cpr-timeout-ms")
+        return None if value is None else int(value)
+
+    @property
+    def uses_compression(self) -> bool:
+        """Whether RAM pages would be compressed."""
+        return bool(self._values["multifd-compression"] != "none")
+
+    @property
+    def direct_io(self) -> bool:
+        """Whether files are to be written past the page cache."""
+        return bool(self._values["direct-io"])
+
+
+CAPABILITIES: tuple[str, ...] = (
+    "xbzrle",
+    "rdma-pin-all",
+    "auto-converge",
+    "zero-blocks",
+    "events",
+    "postcopy-ram",
+    "x-colo",
+    "release-ram",
+    "return-path",
+    "pause-before-switchover",
+    "multifd",
+    "dirty-bitmaps",
+    "postcopy-blocktime",
+    "late-block-activate",
+    "x-ignore-shared",
+    "validate-uuid",
+    "background-snapshot",
+    "zero-copy-send",
+    "postcopy-preempt",
+    "switchover-ack",
+    "dirty-limit",
+    "mapped-ram",
+)
+CAPABILITY_STATUS = Object(
+    "MigrationCapabilityStatus",
+    (Member("capability", Enum("MigrationCapability", CAPABILITIES)), Member("state", BOOL)),
+)
+CAPABILITY_LIST = Array(CAPABILITY_STATUS)
+
+# Each row: the first capability on together with the second is refused with this text.
+_CONFLICTS: tuple[tuple[str, str, str], ...] = (
+    ("postcopy-ram", "x-ignore-shared", "Postcopy is not compatible with ignore-shared"),
+    ("multifd", "postcopy-ram", "Postcopy is not yet compatible with multifd"),
+    *(
+        ("background-snapshot", other, f"Background-snapshot is not compatible with {other}")
+        for other in (
+            "postcopy-ram",
+            "dirty-bitmaps",
+            "postcopy-blocktime",
+            "late-block-activate",
+            "return-path",
+            "multifd",
+            "pause-before-switchover",
+            "auto-converge",
+            "release-ram",
+            "rdma-pin-all",
+            "xbzrle",
+            "x-colo",
+            "validate-uuid",
+            "zero-copy-send",
+        )
+    ),
+    ("multifd", "xbzrle", "Multifd is not compatible with xbzrle"),
+    ("mapped-ram", "xbzrle", "Mapped-ram migration is incompatible with xbzrle"),
+    ("mapped-ram", "postcopy-ram", "Mapped-ram migration is incompatible with postcopy"),
+)
+# Each row: the first needs the second.
+_NEEDS: tuple[tuple[str, str, str], ...] = (
+    ("postcopy-preempt", "postcopy-ram", "Postcopy preempt requires postcopy-ram"),
+    (
+        "switchover-ack",
+        "return-path",
+        "Capability 'switchover-ack' requires capability 'return-path'",
+    ),
+    (
+        "zero-copy-send",
+        "multifd",
+        "Zero copy only available for non-compressed non-TLS multifd migration",
+    ),
+)
+# What no accelerator here can do, in the words of a QEMU on such a host.
+_IMPOSSIBLE: Mapping[str, str] = {
+    "dirty-limit": "dirty-limit requires KVM with accelerator property 'dirty-ring-size' set",
+}
+
+
+class MigrationCapabilities:
+    """Which capabilities are on; one holder per process."""
+
+    def __init__(self) -> None:
+        self._on = dict.fromkeys(CAPABILITIES, False)
+
+    @classmethod
+    def from_globals(cls, properties: Mapping[str, str]) -> Self:
+        """`-global migration.x-NAME=on`; names of parameters are skipped. Raises MigrationError."""
+        capabilities = cls()
+        for name, text in properties.items():
+            if (capability := _capability_of(name)) is None:
+                continue
+            try:
+                capabilities.set({capability: check_keyval(BOOL, text, name)})
+            except (QapiError, MigrationError) as error:
+                raise MigrationError(_cannot_apply(name, text, str(error))) from error
+        return capabilities
+
+    def set(self, updates: Mapping[str, bool]) -> None:
+        """Set several, all or none. Raises MigrationError with QEMU's text."""
+        wanted = {**self._on, **updates}
+        for first, second, text in _CONFLICTS:
+            if wanted[first] and wanted[second]:
+                raise MigrationError(text)
+        for first, second, text in _NEEDS:
+            if wanted[first] and not wanted[second]:
+                raise MigrationError(text)
+        for name, text in _IMPOSSIBLE.items():
+            if wanted[name]:
+                raise MigrationError(text)
+        self._on = wanted
+
+    def set_list(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        """The argument of migrate-set-capabilities; of a name given twice the last counts."""
+        self.set({entry["capability"]: entry["state"] for entry in entries})
+
+    def is_on(self, name: str) -> bool:
+        """Whether capability `name` is on."""
+        return self._on[name]
+
+    def to_qmp(self) -> list[dict[str, Any]]:
+        """The value of query-migrate-capabilities."""
+        return [{"capability": name, "state": self._on[name]} for name in CAPABILITIES]
+
+    @property
+    def events(self) -> bool:
+        """Whether MIGRATION events are wanted."""
+        return self._on["events"]
+
+    @property
+    def pause_before_switchover(self) -> bool:
+        """Whether the update waits in pre-switchover for migrate-continue."""
+        return self._on["pause-before-switchover"]
+
+
+def check_globals(properties: Mapping[str, str]) -> None:
+    """Refuse unknown names and bad values of `-global migration.…`. Raises MigrationError."""
+    for name, text in properties.items():
+        known = name in _BY_NAME or name.removeprefix("x-") in _BY_NAME
+        if not known and _capability_of(name) is None:
+            raise MigrationError(
+                _cannot_apply(name, text, f"Property 'migration.{name}' not found")
+            )
+    MigrationParameters.from_globals(properties)
+    MigrationCapabilities.from_globals(properties)
+
+
+def _capability_of(prop: str) -> str | None:
+    """The capability behind a property: `x-events` -> events, `x-ignore-shared` as it is."""
+    plain = prop.removeprefix("x-")
+    if prop != plain and plain in CAPABILITIES:
+        return plain
+    return prop if prop.startswith("x-") and prop in CAPABILITIES else None
+
+
+def _cannot_apply(name: str, value: str, why: str) -> str:
+    return f"can't apply global migration.{name}={value}: {why}"
