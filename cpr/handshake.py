@@ -35,7 +35,10 @@ somebody runs the guest:
   user, who may have the lease asked for again (RETRY).
 * A target without a source (ORPHANED) takes the lease. If it is busy, the source lives, or is just
   dying (the kernel closes its socket before it frees its locks), so the target waits for its death,
-  for ABORT, or for the deadline, and asks one last time.
+  for ABORT, or for the deadline, and asks again (ORPHAN_LAST). Whoever finds the lease busy looks
+  at the epoch too: if it has moved, that is the answer (EPOCH_MOVED). If not, the source holds a
+  guest that it does not run, and the target is UNDECIDED for the same reason as above: it waits
+  for the source's death or for the user.
 
 Unexpected events
 -----------------
@@ -272,8 +275,16 @@ _TARGET: Mapping[Phase, Row] = {
     },
     Phase.ORPHAN_LAST: {
         Event.LEASE_TAKEN: _go(Phase.DONE, Action.RUN_GUEST, Action.COMPLETE),
-        **_each((Event.LEASE_BUSY, Event.EPOCH_MOVED, Event.ABORT, Event.FAILURE), _END),
+        Event.LEASE_BUSY: _go(Phase.UNDECIDED),
+        **_each((Event.EPOCH_MOVED, Event.ABORT, Event.FAILURE), _END),
         **_stay(Phase.ORPHAN_LAST, *_ORPHAN_KEEPS),
+    },
+    Phase.UNDECIDED: {
+        **_stay(Phase.UNDECIDED, Event.LOST, Event.VIOLATION, Event.CANCEL),
+        **_each(
+            (Event.PEER_DIED, Event.COMMIT, Event.RETRY), _go(Phase.ORPHANED, Action.TAKE_LEASE)
+        ),
+        Event.ABORT: _END,
     },
     Phase.DONE: _stay(Phase.DONE, *LATE_EVENTS),
     Phase.ABORTED: _stay(Phase.ABORTED, *LATE_EVENTS),

@@ -29,9 +29,9 @@ class Phase(Enum):
     STATE_SENT = auto()
     COMMITTED = auto()
     RECLAIMING = auto()
-    UNDECIDED = auto()
     # both, with different tables
     REHEARSING = auto()
+    UNDECIDED = auto()
     # target
     CHECKING = auto()
     ACCEPTED = auto()
