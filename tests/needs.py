@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 KVM_DEVICE = "/dev/kvm"
+HUGE_PAGE_POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,14 @@ def peer_qemu() -> Path:
     return Path(cache) / "cpr-vmm" / "peers" / "qemu" / "run"
 
 
+def huge_page_is_free() -> bool:
+    """Whether a 2 MiB page is left in the kernel's pool."""
+    try:
+        return int((HUGE_PAGE_POOL / "free_hugepages").read_text()) > 0
+    except FileNotFoundError:  # a kernel without them
+        return False
+
+
 def is_root() -> bool:
     """Whether this process may do what only root may."""
     return os.geteuid() == 0
@@ -41,6 +50,7 @@ def is_root() -> bool:
 NEEDS = {
     "needs_kvm": Need(kvm_opens, f"{KVM_DEVICE} cannot be opened here"),
     "needs_root": Need(is_root, "not running as root"),
+    "needs_hugepage": Need(huge_page_is_free, "no free 2 MiB huge page (vm.nr_hugepages)"),
     "needs_peer_qemu": Need(
         lambda: peer_qemu().exists(), "no real QEMU; 'tools/fetch-peer qemu' unpacks one"
     ),

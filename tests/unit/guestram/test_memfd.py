@@ -191,10 +191,7 @@ def test_huge_memfd_of_another_page_size_is_not_adopted() -> None:
         adopt_copy(memfd, huge_options(2 * HUGE, 2 * HUGE))
 
 
-@pytest.mark.skipif(
-    not HUGE_POOL.exists() or int((HUGE_POOL / "free_hugepages").read_text()) < 1,
-    reason="no free 2 MiB huge page on this machine (vm.nr_hugepages)",
-)
+@pytest.mark.needs_hugepage
 def test_huge_pages_are_mapped_and_shared() -> None:
     memfd = RamMemfd.create("ram0", huge_options())
     with memfd, memfd.map() as first, memfd.map() as second:
