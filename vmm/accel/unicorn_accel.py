@@ -1,0 +1,95 @@
+"""The `unicorn` accelerator: runs guests in software, on any host, without privilege.
+
+One vCPU only, because the engine's atomic instructions are not atomic between two engines. There is
+no in-kernel irqchip, exceptions and interrupts are not delivered to the guest, and its CPUID is the
+one of the CPU that Unicorn emulates, whatever `-cpu` says. How: see `vmm.accel.unicorn`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cpr.vmstate import VmState
+from vmm.accel.base import MappedSlot, VmOptions
+from vmm.accel.unicorn.engine import Engine
+from vmm.accel.unicorn.hosttsc import HostTsc
+from vmm.accel.unicorn.layout import Layout, Probe
+from vmm.accel.unicorn.library import Library, load_library
+from vmm.accel.unicorn.vcpu import UnicornVcpu
+from vmm.errors import AccelError
+
+
+class UnicornAccelerator:
+    """Implements `vmm.accel.base.Accelerator`.
+
+    Raises AccelUnavailable when libunicorn is not installed or is not a version we know.
+    """
+
+    name = "unicorn"
+    max_vcpus = 1
+
+    def __init__(self) -> None:
+        self._library = load_library()
+        self._probe = Probe(Engine(self._library))
+        try:
+            self._layout = self._probe.find_layout()
+        except BaseException:
+            self._probe.close()
+            raise
+        self._host_tsc = HostTsc(self._probe)
+
+    def create_vm(self, slots: Sequence[MappedSlot], options: VmOptions) -> UnicornVm:
+        """See Accelerator.create_vm. Raises AccelError for what only kvm can do."""
+        if options.vcpu_count > self.max_vcpus:
+            raise AccelError(
+                f"unicorn: 1 vCPU, not {options.vcpu_count}: its instructions are not atomic "
+                "between vCPUs; use -smp 1 or -accel kvm"
+            )
+        if options.kernel_irqchip:
+            raise AccelError("unicorn: no in-kernel irqchip; use kernel-irqchip=off or -accel kvm")
+        if options.properties:
+            raise AccelError(f"Property 'unicorn-accel.{next(iter(options.properties))}' not found")
+        return UnicornVm(self._library, slots, self._layout, self._host_tsc)
+
+    def state_types(self, options: VmOptions) -> tuple[type[VmState], ...]:
+        """See Accelerator.state_types: none, whatever the options."""
+        return ()
+
+    def close(self) -> None:
+        """Release the probe engine; every VM has been closed."""
+        self._probe.close()
+
+
+class UnicornVm:
+    """Implements `vmm.accel.base.GuestVm`: one engine with one vCPU, and no state beside it."""
+
+    def __init__(
+        self, library: Library, slots: Sequence[MappedSlot], layout: Layout, host_tsc: HostTsc
+    ) -> None:
+        self._engine = Engine(library)
+        try:
+            self._engine.map_ram(slots)
+            vcpu = UnicornVcpu(self._engine, layout, host_tsc)
+            self._engine.map_mmio(slots, vcpu.mmio_read, vcpu.mmio_write)
+        except BaseException:
+            self._engine.close()
+            raise
+        self.vcpus: Sequence[UnicornVcpu] = (vcpu,)
+
+    def save(self) -> tuple[VmState, ...]:
+        """Nothing."""
+        return ()
+
+    def load(self, states: Sequence[VmState]) -> None:
+        """Raises AccelError if there is anything to load."""
+        if states:
+            names = ", ".join(state.NAME for state in states)
+            raise AccelError(f"unicorn keeps no machine state, got {names}; load it with kvm")
+
+    def state_types(self) -> tuple[type[VmState], ...]:
+        """None."""
+        return ()
+
+    def close(self) -> None:
+        """Release the engine."""
+        self._engine.close()
