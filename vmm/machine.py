@@ -94,6 +94,10 @@ class Machine:
             lease.release()
             raise
 
+    def was_overtaken(self) -> bool:
+        """Whether the guest was entered since our CPU state was taken; true without the lease too."""
+        return self.parts.control.epoch != self.state_epoch
+
     def stop(self) -> StopTimes:
         """Leave the guest: when this returns no vCPU runs and no device holds guest work.
 
@@ -137,6 +141,11 @@ class Machine:
         """Warm the accelerator's entry path; CPU state is garbage until the next load."""
         self._require_stopped("rehearsed")
         self._threads.rehearse()
+
+    def keep_backends(self) -> None:
+        """The guest stays with this process: its back-ends accept clients again."""
+        for backend in self.parts.chardevs.values():
+            backend.release_fds()
 
     def reset(self) -> None:
         """Bring the stopped machine to its power-on state and load the boot image again."""

@@ -56,7 +56,7 @@ class Vmm:
         self.machine: Machine | None = None
         self.parameters = MigrationParameters.from_globals(config.migration_globals)
         self.capabilities = MigrationCapabilities.from_globals(config.migration_globals)
-        self.migration = MigrationRecord()
+        self.migration = MigrationRecord(incoming=config.incoming is not None)
         self.autostart = not config.start_paused
         self._loop = asyncio.get_running_loop()
         self._runstate = RunstateMachine(
@@ -211,6 +211,7 @@ class Vmm:
         assert self.machine is not None
         try:
             self.machine.start()
+            self.machine.keep_backends()
         except LeaseBusyError as error:
             raise RunstateError(
                 f"Another process holds the run lease of this guest's RAM and owns it: {error}"
@@ -368,6 +369,7 @@ class Vmm:
 
     def emit_pass(self, number: int) -> None:
         """MIGRATION_PASS, as QEMU counts passes."""
+        self.migration.passes = number
         if self.capabilities.events:
             self.events.emit("MIGRATION_PASS", {"pass": number})
 

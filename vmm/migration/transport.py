@@ -6,21 +6,17 @@ Nothing here is in the blackout: the main channel is connected and checked while
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from pathlib import Path
 
-from cpr.channel import connect_unix
 from cpr.codec import FrameDecoder, encode
 from cpr.messages import MainHeader
-
+from cpr.unixsocket import BACKLOG, adopt_listener, connect_unix, listen_unix
 from vmm.config import MigrationAddress, SocketFd, SocketInet, SocketUnix, SocketVsock
 from vmm.errors import MigrationError
 
 _MS_PER_S = 1000
 _READ_SIZE_BYTES = 4096
-# One update at a time: a second source is refused by the kernel, not queued.
-_BACKLOG = 1
 
 
 async def connect(address: MigrationAddress, timeout_ms: int) -> socket.socket:
@@ -33,7 +29,7 @@ async def connect(address: MigrationAddress, timeout_ms: int) -> socket.socket:
         return await connect_unix(address.path, timeout_ms=timeout_ms)
     if isinstance(address, SocketInet):
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        target: object = (address.host or "127.0.0.1", int(address.port))
+        target: tuple[str | int, int] = (address.host or "127.0.0.1", int(address.port))
     elif isinstance(address, SocketVsock):
         sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
         target = (int(address.cid), int(address.port))
@@ -44,7 +40,7 @@ async def connect(address: MigrationAddress, timeout_ms: int) -> socket.socket:
     sock.setblocking(False)
     try:
         async with asyncio.timeout(timeout_ms / _MS_PER_S):
-            await asyncio.get_running_loop().sock_connect(sock, target)  # type: ignore[arg-type]
+            await asyncio.get_running_loop().sock_connect(sock, target)
     except BaseException:
         sock.close()
         raise
@@ -125,40 +121,26 @@ async def receive_main_header(sock: socket.socket, timeout_ms: int) -> MainHeade
 def _adopt(name: str) -> socket.socket:
     if not name.isdigit():
         raise MigrationError(f"File descriptor named '{name}' has not been found")
-    fd = int(name)
-    try:
-        os.set_inheritable(fd, False)
-        sock = socket.socket(fileno=fd)
-        listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-    except OSError as error:
-        raise MigrationError(f"fd {fd} is not a socket: {error.strerror}") from error
-    if not listening:
-        sock.close()
-        raise MigrationError(
-            f"fd {fd} is not a listening socket; bind and listen before passing it"
-        )
-    sock.setblocking(False)
-    return sock
+    return adopt_listener(int(name))
 
 
 def _bind_unix(path: str) -> socket.socket:
-    stale = Path(path)
-    if stale.is_socket():
-        stale.unlink()
-    return _bind(socket.AF_UNIX, path)
+    try:
+        return listen_unix(path)
+    except OSError as error:
+        raise MigrationError(f"Failed to bind socket to {path}: {error.strerror}") from error
 
 
-def _bind(family: socket.AddressFamily, address: object) -> socket.socket:
+def _bind(family: socket.AddressFamily, address: tuple[str | int, int]) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setblocking(False)
     try:
         if family == socket.AF_INET:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)  # type: ignore[arg-type]
-        sock.listen(_BACKLOG)
+        sock.bind(address)
+        sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
-        raise MigrationError(
-            f"Failed to bind socket to {address}: {error.strerror or error}"
-        ) from error
+        where = ":".join(str(part) for part in address)
+        raise MigrationError(f"Failed to bind socket to {where}: {error.strerror}") from error
     return sock

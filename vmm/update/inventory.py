@@ -6,16 +6,14 @@ with both values in it, said while the guest still runs.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from cpr.errors import StateError
 from cpr.messages import PROTOCOL_MAX, PROTOCOL_MIN, FdOffer, Hello
 from cpr.ownedfd import OwnedFd
-
-from cpr.errors import StateError
 from cpr.vmstate import VmState, check_version
 from vmm.config import VmmConfig
 
@@ -67,6 +65,7 @@ class FdInventory:
             _entry(LEASE_FD_NAME, "control", control.fileno(), control.identity().to_map())
         )
         for chardev_id, backend in parts.chardevs.items():
+            backend.hold_fds()
             for index, fd, kind in backend.fds():
                 name = chardev_fd_name(chardev_id, index)
                 entries.append(_entry(name, kind, fd, file_identity(fd)))
@@ -92,8 +91,7 @@ class FdInventory:
 
 
 def _entry(name: str, kind: str, fd: int, identity: Mapping[str, int]) -> _Entry:
-    duplicate = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
-    return _Entry(FdOffer(name=name, kind=kind, identity=identity), OwnedFd(duplicate, name))
+    return _Entry(FdOffer(name=name, kind=kind, identity=identity), OwnedFd.duplicate_of(fd, name))
 
 
 def describe_machine(config: VmmConfig) -> dict[str, Any]:

@@ -14,8 +14,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from cpr.channel import Channel, connect_unix
+from cpr.channel import Channel
 from cpr.driver import Driver
+from cpr.errors import CprError
 from cpr.handshake import Action, Event, Handshake, Phase, Role
 from cpr.messages import (
     FDS_PER_FRAME_MAX,
@@ -33,11 +34,10 @@ from cpr.messages import (
     Running,
     State,
 )
-
-from cpr.errors import CprError
+from cpr.unixsocket import connect_unix
 from cpr.vmstate import Section
 from guestram.errors import LeaseBusyError, LeaseError
-from vmm.config import ChannelType, MigrationAddress, MigrationChannel
+from vmm.config import ChannelType, MigrationAddress, MigrationChannel, SocketUnix
 from vmm.errors import MigrationError, VmmError
 from vmm.migration.status import MigrationStatus
 from vmm.migration.transport import connect, send_main_header
@@ -218,7 +218,7 @@ class SourceUpdate:
             with await connect(self._main_address, deadline_ms) as sock:
                 await send_main_header(sock, header, deadline_ms)
         except (CprError, VmmError, OSError) as error:
-            self._fail(_connect_reason(self._main_address, error))
+            self._driver.fail(_connect_reason(self._main_address, error))
             return
         if self._driver.handshake.phase is Phase.CONNECTING:
             self._driver.feed(Event.MAIN_SENT)
@@ -294,7 +294,8 @@ class SourceUpdate:
         """The successor ran: this process can never run the guest again."""
         resumed_ns = message.resumed_ns if isinstance(message, Running) else time.monotonic_ns()
         vmm = self._vmm
-        vmm.set_downtime(resumed_ns - self.stopped_ns)
+        vmm.migration.transferred_bytes = sum(len(section.payload) for section in self._sections)
+        vmm.migration.set_downtime(resumed_ns - self.stopped_ns)
         vmm.set_runstate(RunState.POSTMIGRATE)
         vmm.set_status(MigrationStatus.COMPLETED)
         self._finish()
@@ -305,8 +306,7 @@ class SourceUpdate:
         try:
             machine.claim()
         except LeaseBusyError:
-            moved = machine.parts.control.epoch != machine.state_epoch
-            self._driver.feed(Event.EPOCH_MOVED if moved else Event.LEASE_BUSY)
+            self._driver.feed(Event.EPOCH_MOVED if machine.was_overtaken() else Event.LEASE_BUSY)
         except LeaseError:
             self._driver.feed(Event.EPOCH_MOVED)
         else:
@@ -332,6 +332,7 @@ class SourceUpdate:
     def _report(self, _message: Message | None) -> None:
         vmm = self._vmm
         vmm.events.release()
+        self._machine.keep_backends()
         if self._cancelled:
             self._emit_resume()
             vmm.set_status(MigrationStatus.CANCELLED)
@@ -362,15 +363,10 @@ class SourceUpdate:
         assert self._channel is not None
         self._channel.send(message, fds)
 
-    def _fail(self, reason: str) -> None:
-        self._driver.fail(reason)
-
     def _mark(self, t_ns: int, what: str) -> None:
         self.marks.append((t_ns, what))
 
     def _unix_path(self) -> str:
-        from vmm.config import SocketUnix  # noqa: PLC0415
-
         if not isinstance(self._cpr_address, SocketUnix):
             raise MigrationError("bad cpr channel address; must be unix")
         return self._cpr_address.path

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from cpr.channel import Channel
 from cpr.driver import Driver
+from cpr.errors import CprError
 from cpr.handshake import Action, Event, Handshake, Phase, Role
 from cpr.messages import (
     Accept,
@@ -30,8 +31,6 @@ from cpr.messages import (
     Running,
     State,
 )
-
-from cpr.errors import CprError
 from guestram.errors import LeaseBusyError, LeaseError, RamError
 from vmm.config import MigrationAddress
 from vmm.errors import MigrationError, VmmError
@@ -109,13 +108,14 @@ class TargetUpdate:
 
         Raises MigrationError when the address cannot be listened on.
         """
-        self._main_listener = Listener.open(address)
+        self._listen(address)
         self._main_address.set_result(address)
-        self._vmm.set_status(MigrationStatus.SETUP)
 
-    def socket_address(self) -> MigrationAddress | None:
-        """What query-migrate reports as socket-address."""
-        return self._main_address.result() if self._main_listener is not None else None
+    def _listen(self, address: MigrationAddress) -> Listener:
+        self._main_listener = Listener.open(address)
+        self._vmm.migration.socket_addresses = (address,)
+        self._vmm.set_status(MigrationStatus.SETUP)
+        return self._main_listener
 
     def close(self) -> None:
         """Release listeners and the channel."""
@@ -171,16 +171,13 @@ class TargetUpdate:
             if leftover:
                 raise MigrationError(f"received fd(s) {', '.join(leftover)} were never claimed")
             address = await self._main_address
-            if self._main_listener is None:
-                self._main_listener = Listener.open(address)
+            listener = self._main_listener or self._listen(address)
         except (CprError, VmmError, RamError, OSError) as error:
             self._driver.fail(str(error))
             return
         if self._driver.handshake.phase is not Phase.BUILDING:
             return  # the update ended while we built
-        if not self._deferred:
-            self._vmm.set_status(MigrationStatus.SETUP)
-        self._vmm.spawn(self._accept_main(self._main_listener), "accept the main channel")
+        self._vmm.spawn(self._accept_main(listener), "accept the main channel")
         self._driver.feed(Event.BUILT)
 
     async def _accept_main(self, listener: Listener) -> None:
@@ -207,6 +204,7 @@ class TargetUpdate:
         machine = self._machine
         machine.rehearse()
         machine.load(message.sections, epoch=machine.state_epoch)
+        machine.save()  # warm for the update in which this process will be the source
         self._driver.feed(Event.REHEARSED)
 
     def _send_prepared(self, _message: Message | None) -> None:
@@ -230,8 +228,9 @@ class TargetUpdate:
         try:
             self._machine.claim()
         except LeaseBusyError:
-            self._driver.reason = "the source holds the run lease: it runs the guest itself"
-            self._driver.feed(Event.LEASE_BUSY)
+            self._driver.reason = "the source holds the run lease of the guest"
+            moved = self._machine.was_overtaken()
+            self._driver.feed(Event.EPOCH_MOVED if moved else Event.LEASE_BUSY)
         except LeaseError as error:
             self._driver.reason = str(error)
             self._driver.feed(Event.EPOCH_MOVED)
