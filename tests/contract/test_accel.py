@@ -384,7 +384,9 @@ def test_unusual_state_survives_the_way_over_another_accelerator(
     second.load(saved)
     first.load(second.save())
 
-    assert carried(first.save()) == carried(saved)
+    after = first.save()
+    brought = {index: after.msrs[index] for index in saved.msrs}  # the other may add its own
+    assert carried(replace(after, msrs=brought)) == carried(saved)
 
 
 # ---- several vCPUs, rehearsal, end ---------------------------------------------------------------

@@ -4,9 +4,10 @@
 the translator obeys is the CPU state, and the mode given at opening only decides how wide the
 registers of the C interface are. So a guest may switch modes as it likes.
 
-**Slices.** Guest code runs N instructions at a time. The end of a slice, and a stop asked for while
-a port is accessed, are the only places where memory and registers belong together: a stop from
-another thread, by a timeout or within an MMIO access repeats the store that was under way.
+**Slices.** Guest code runs N instructions at a time. Only at the end of a slice do memory and
+registers surely belong together: a stop asked for by another thread, by a timeout or within a
+memory access repeats the store that was under way. So slices are short, and to end one early its
+instruction limit is lowered from within a device access.
 
 **No `until` address.** After every slice the engine drops its translation of the address where it
 was told to end, which with paging on faults on that address and so overwrites the guest's CR2. With
@@ -114,7 +115,7 @@ class Engine:
         return error
 
     def stop(self) -> None:
-        """End the slice after the present instruction; only from a port access or an exception."""
+        """Do not go on after the exception whose handler is calling this; only for that."""
         self.library.emu_stop(self.handle)
 
     def flush(self) -> None:

@@ -61,10 +61,11 @@ _MAX_ENGINE_BYTES = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where things are: the register file in a context, the instruction counter in an engine."""
+    """Byte offsets of the registers in a context, and of the slice's two counts in an engine."""
 
     register_file: int
-    counter: int
+    counter: int  # instructions run
+    limit: int  # beyond which the slice ends
 
 
 class Probe:
@@ -91,7 +92,8 @@ class Probe:
         register_file = self._find_register_file()
         self._prove_segment_block(register_file)
         self._prove_fields(register_file)
-        layout = Layout(register_file, self._find_counter())
+        counter = self._find_counter()
+        layout = Layout(register_file, counter, limit=counter + 8)
         self._engine.make_pristine()
         return layout
 
@@ -148,7 +150,7 @@ class Probe:
             raise _other_layout("the TSC offset")
 
     def _find_counter(self) -> int:
-        """Offset of the counter; the limit that it is compared with lies behind it."""
+        """Offset of the counter; the limit that it is compared with is the next 8 bytes."""
         usable_size = ctypes.CDLL(None).malloc_usable_size
         usable_size.argtypes, usable_size.restype = (ctypes.c_void_p,), ctypes.c_size_t
         size_bytes = min(usable_size(self._engine.handle), _MAX_ENGINE_BYTES)

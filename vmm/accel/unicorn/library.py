@@ -24,6 +24,7 @@ _MIN_VERSION = (2, 1)
 ARCH_X86 = 4
 MODE_64 = 8
 PROT_ALL = 7
+PROT_EXEC = 4
 
 HOOK_INTR = 1
 HOOK_INSN = 2
@@ -66,6 +67,9 @@ class Library:
         self.mem_map = _function(keeping, "uc_mem_map", _void_p, _u64, _u64, _u32)
         self.mem_map_ptr = _function(keeping, "uc_mem_map_ptr", _void_p, _u64, _u64, _u32, _void_p)
         self.mem_write = _function(keeping, "uc_mem_write", _void_p, _u64, ctypes.c_char_p, _u64)
+        self.vmem_read = _function(
+            keeping, "uc_vmem_read", _void_p, _u64, _u32, _void_p, ctypes.c_size_t
+        )
         self.mmio_map = _function(
             keeping, "uc_mmio_map", _void_p, _u64, _u64, MmioRead, _void_p, MmioWrite, _void_p
         )

@@ -27,6 +27,7 @@ from vmm.accel.unicorn.msrs import (
 )
 from vmm.accel.unicorn.registers import RegisterFile
 from vmm.accel.unicorn.state import (
+    CODE_64_FLAG,
     INTERRUPT_SHADOW,
     INTERRUPT_SHADOW_FLAG,
     RawSegment,
@@ -112,6 +113,12 @@ class Snapshots:
         """A field of the context as it was last saved."""
         value: int = layout.U64.unpack_from(self._context.data, self._start + field)[0]
         return value
+
+    def is_64_bit_code(self) -> bool:
+        """Whether the guest runs in 64-bit mode now; also while it runs, on its own thread."""
+        self._context.save()
+        (flags,) = layout.U32.unpack_from(self._context.data, self._start + layout.HFLAGS)
+        return bool(flags & CODE_64_FLAG)
 
     def forget_exception(self) -> None:
         """Let the next exception be a first one, not a double or triple fault."""

@@ -138,7 +138,7 @@ _CS32, _SS32, _ADD_BASES, _PE = 1 << 4, 1 << 5, 1 << 6, 1 << 7
 _CR0_SHIFT = 8
 _LMA, _CS64 = 1 << 14, 1 << 15
 _SVME, _OSFXSR, _SMAP = 1 << 20, 1 << 22, 1 << 23
-INTERRUPT_SHADOW_FLAG = _INHIBIT_INTERRUPT
+INTERRUPT_SHADOW_FLAG, CODE_64_FLAG = _INHIBIT_INTERRUPT, _CS64
 
 
 def mode_flags(state: CpuState) -> int:

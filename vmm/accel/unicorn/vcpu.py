@@ -9,6 +9,7 @@ from vmm.accel.unicorn import layout, library
 from vmm.accel.unicorn.engine import PRIVATE_PAGE, Engine
 from vmm.accel.unicorn.hosttsc import HostTsc
 from vmm.accel.unicorn.layout import Layout
+from vmm.accel.unicorn.mmio import WideAccesses
 from vmm.accel.unicorn.registers import RIP_ID
 from vmm.accel.unicorn.snapshot import Snapshots
 from vmm.accel.unicorn.state import reset_state
@@ -27,6 +28,7 @@ _HALTED = VcpuStop(StopReason.HALTED)
 _INVALID_OPCODE, _DOUBLE_FAULT, _GENERAL_PROTECTION = 6, 8, 13
 _CR0_PE, _EFER_LMA = 1 << 0, 1 << 10
 _U64 = 2**64
+_ALL_ONES = _U64 - 1
 
 
 class UnicornVcpu:
@@ -38,6 +40,9 @@ class UnicornVcpu:
         self._engine = engine
         self._snapshots = Snapshots(engine, where, host_tsc)
         self._executed = ctypes.c_uint64.from_address(engine.handle + where.counter)
+        self._limit = ctypes.c_uint64.from_address(engine.handle + where.limit)
+        self._slice_cut = False  # this slice was ended early by us
+        self._wide = WideAccesses(engine, self._executed, self._snapshots.is_64_bit_code)
         self._rip = ctypes.c_uint64()
         self._rip_pointer = ctypes.addressof(self._rip)
         self._next_rip = 0  # where the guest goes on
@@ -59,7 +64,7 @@ class UnicornVcpu:
         if self._kicked:
             return _KICKED
         self._bus = bus
-        self._halted = False
+        self._halted = self._slice_cut = False
         engine, executed, rip = self._engine, self._executed, self._rip
         handle, rip_pointer = engine.handle, self._rip_pointer
         emu_start, reg_read = engine.library.emu_start, engine.library.reg_read
@@ -69,15 +74,19 @@ class UnicornVcpu:
             self._next_rip = rip.value
             if error or self._exception is not None or self._bus_error is not None:
                 return self._failed(error)
-            if self._kicked:
-                return _KICKED
-            # A full slice ends one beyond the limit; one that ends early has executed hlt.
-            if executed.value <= SLICE_INSTRUCTIONS:
+            # A full slice counts one beyond the limit; one that ends early has executed hlt.
+            if executed.value <= SLICE_INSTRUCTIONS and not self._slice_cut:
                 self._halted = True
                 return _HALTED
+            if self._kicked:
+                return _KICKED
+            self._slice_cut = False
 
     def kick(self) -> None:
-        """See Vcpu.kick: the slice under way is the last, and ends at its next port access."""
+        """See Vcpu.kick: the slice under way is the last, and ends behind its next device access.
+
+        A guest that has just executed hlt is HALTED all the same; the next run is KICKED.
+        """
         self._kicked = True
 
     def clear_kick(self) -> None:
@@ -104,27 +113,29 @@ class UnicornVcpu:
 
     def mmio_read(self, addr: int, size: int) -> int:
         """The guest reads what is not RAM."""
+        value = _ALL_ONES
         try:
-            return self._bus.mmio_read(addr, size)
+            value = self._wide.read(self._bus, addr, size)
         except BaseException as error:
             self._bus_error = error
-            return _U64 - 1
+        self._end_access()
+        return value
 
     def mmio_write(self, addr: int, size: int, value: int) -> None:
         """The guest writes what is not RAM."""
         try:
-            self._bus.mmio_write(addr, size, value)
+            self._wide.write(self._bus, addr, size, value)
         except BaseException as error:
             self._bus_error = error
+        self._end_access()
 
     def _port_read(self, port: int, size: int) -> int:
+        value = _ALL_ONES
         try:
             value = self._bus.pio_read(port, size)
         except BaseException as error:
             self._bus_error = error
-            value = 0xFFFF_FFFF
-        if self._kicked or self._bus_error is not None:
-            self._engine.stop()
+        self._end_access()
         return value
 
     def _port_write(self, port: int, size: int, value: int) -> None:
@@ -132,8 +143,16 @@ class UnicornVcpu:
             self._bus.pio_write(port, size, value)
         except BaseException as error:
             self._bus_error = error
+        self._end_access()
+
+    def _end_access(self) -> None:
+        """After a kick, let the slice end before the next instruction, as if it had run its count.
+
+        (Asking the engine to stop here would repeat the access that is under way.)
+        """
         if self._kicked or self._bus_error is not None:
-            self._engine.stop()
+            self._slice_cut = True
+            self._limit.value = 0
 
     def _guest_exception(self, vector: int) -> None:
         self._exception = vector
