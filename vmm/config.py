@@ -187,6 +187,15 @@ class IncomingConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class InheritedFd:
+    """`-add-fd fd=,set=,opaque=`: an fd that the parent left open for `/dev/fdset/SET`."""
+
+    fd: int
+    fdset: int
+    opaque: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class VmmConfig:
     """One VMM process."""
 
@@ -210,6 +219,7 @@ class VmmConfig:
     initrd: Path | None = None
     append: str = ""
     incoming: IncomingConfig | None = None
+    inherited_fds: tuple[InheritedFd, ...] = ()
     start_paused: bool = False  # -S
     no_reboot: bool = False
     no_shutdown: bool = False

@@ -109,22 +109,29 @@ EMPTY = Object("q_empty")
 _EXPECTED = {"string": "string", "number": "number", "boolean": "boolean", "null": "null"}
 
 
-def check(kind: QapiType, value: Any, path: str = "") -> Any:
+_UNEXPECTED = "Parameter '{}' is unexpected"
+
+
+def check(kind: QapiType, value: Any, path: str = "", *, unexpected: str = _UNEXPECTED) -> Any:
     """`value` (from JSON) as `kind`, with absent optional members left out.
 
-    Raises QapiError with QEMU's text; `path` is the name in it ("channels[0].addr").
+    Raises QapiError with QEMU's text; `path` is the name in it ("channels[0].addr"), `unexpected`
+    the text about a member that the type does not have.
     """
-    return _Checker(keyval=False).check(kind, value, path)
+    return _Checker(False, unexpected).check(kind, value, path)
 
 
-def check_keyval(kind: QapiType, value: Any, path: str = "") -> Any:
-    """Like `check` for what `vmm.optstr.parse_keyval` gives: every scalar is a string."""
-    return _Checker(keyval=True).check(kind, value, path)
+def check_keyval(
+    kind: QapiType, value: Any, path: str = "", *, unexpected: str = _UNEXPECTED
+) -> Any:
+    """Like `check` for option strings: every scalar is a string."""
+    return _Checker(True, unexpected).check(kind, value, path)
 
 
 @dataclass(frozen=True, slots=True)
 class _Checker:
     keyval: bool
+    unexpected: str
 
     def check(self, kind: QapiType, value: Any, path: str) -> Any:
         match kind:
@@ -185,7 +192,7 @@ class _Checker:
         self._members(kind, value, path, clean)
         for name in value:
             if name not in clean:
-                raise QapiError(f"Parameter '{_join(path, name)}' is unexpected")
+                raise QapiError(self.unexpected.format(_join(path, name)))
         return clean
 
     def _members(
