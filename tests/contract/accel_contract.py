@@ -216,7 +216,8 @@ def run_until(vcpu: Vcpu, bus: RecordingBus, accesses: int) -> Future[VcpuStop]:
         finally:
             reached.set()
 
-    threading.Thread(target=body, name=f"vcpu{vcpu.index}").start()
+    check()
+    threading.Thread(target=body, name=f"vcpu{vcpu.index}", daemon=True).start()
     assert reached.wait(DEADLINE_S), f"no {accesses} accesses within {DEADLINE_S} s"
     return future
 

@@ -96,7 +96,8 @@ class Chips:
                 self._write_clock(state)
 
     def _read_chip(self, chip: int) -> bytes:
-        abi.IRQCHIP_HEADER.pack_into(self._chip.data, 0, chip, 0)
+        # KVM fills only what the chip has; the rest must not be what the last chip left there.
+        self._chip.data[:] = abi.IRQCHIP_HEADER.pack(chip, 0).ljust(len(self._chip.data), b"\0")
         self._call(abi.GET_IRQCHIP, self._chip, f"reading {_CHIPS[chip]}")
         return bytes(self._chip.data[abi.IRQCHIP_HEADER.size :])
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from vmm.accel.kvm import abi
 
+_LEAF_HIGHEST = 0x0
 _LEAF_FEATURES = 0x1
 _LEAF_CACHES = 0x4
 _LEAF_TOPOLOGY = 0xB
@@ -59,7 +60,7 @@ def guest_cpuid(
     """The entries for one vCPU, whose APIC id is its index."""
     kept = [entry for entry in supported if _is_kept(entry, options)]
     entries = [_fitted(entry, vcpu_index, options) for entry in kept]
-    if kept and max(e.function for e in kept if e.function < 0x4000_0000) >= _LEAF_TOPOLOGY:
+    if any(e.function == _LEAF_HIGHEST and e.eax >= _LEAF_TOPOLOGY for e in kept):
         entries.extend(_topology(vcpu_index, options.vcpu_count))
     return tuple(entries)
 
