@@ -117,7 +117,7 @@ def msg(builder: ConfigBuilder, value: str) -> None:
 
 
 def action(builder: ConfigBuilder, value: str) -> None:
-    """-action reboot=reset|shutdown,shutdown=poweroff|pause; there is no panic or watchdog device."""
+    """-action reboot=reset|shutdown,shutdown=poweroff|pause; panic and watchdog never happen."""
     for option in parse_options(value):
         if option.key not in _ACTIONS:
             raise ConfigError(f"Invalid parameter '{option.key}'")
