@@ -1,167 +1,172 @@
 """The floor: the smallest honest hand-over of the same guest on this machine.
 
-Two bare processes that do nothing else. Both have RAM mapped, VM and vCPUs made, memory slots
-registered, every path warmed by hand-overs that are not counted. A hand-over is: kick, read the CPU
-state, one CBOR message over one blocking socket, set it, run. No acknowledgement, no event loop, no
-checks, no device state, no lease: what a live update must cost at least here, and nothing it needs to
-be safe. The guest runs in turn in either process, so every hand-over is warm.
+Two bare processes that do nothing else (`tools.lab.floor_side`). Both have RAM mapped, VM and vCPUs
+made, memory slots registered, and every path warmed by hand-overs that are not counted. A hand-over
+is: kick, read the whole CPU state, one CBOR message over one blocking socket, set it, run. No
+acknowledgement, no event loop, no check, no device state, no lease: what a live update must cost at
+least here, and nothing of what it needs to be safe. The guest goes back and forth, so every
+hand-over is warm, while a real successor does it once in its life.
 
-What the guest felt is read from its own report page, as for the real thing.
-
-    python -m tools.lab.floor ACCEL MEM_BYTES PAGES VCPUS COUNT   -> one line of JSON, blackouts in ns
+What the guest felt is read from its own report, exactly as for the real thing.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import asyncio
+import contextlib
 import json
-import multiprocessing
-import multiprocessing.connection
+import os
 import socket
+import subprocess
 import sys
-import threading
+import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
 
-import cbor2
+from guestram.memfd import MemfdOptions, RamMemfd
+from tools.lab.argv import GuestSpec
+from tools.lab.deadlines import GUEST_PROGRESS_MS, LAUNCH_MS, within
+from tools.lab.errors import CheckFailedError, LaunchError
+from tools.lab.floor_side import BLOCK_ID, ORDER_HAND_OVER, ORDER_RUN, PROGRESS, READY
+from vmm.boot.guest.report import REPORT_ADDRESS, Gap, GuestReport, parse, report_size_bytes
 
-from guestram.layout import RamBlock, pc_layout
-from guestram.memfd import MemfdIdentity, MemfdOptions, RamMemfd
-from guestram.ram import GuestRam
-from tools.lab.errors import LabError
-from vmm.accel import open_accel
-from vmm.accel.base import GuestVm, IoBus, MappedSlot, StopReason, VmOptions
-from vmm.accel.kick import install_kick_handler
-from vmm.accel.x86_state import CpuState
-from vmm.boot.guest.report import REPORT_ADDRESS, GuestReport, parse, report_size_bytes
-from vmm.boot.image import plan_boot
-from vmm.config import AccelOptions, VmmConfig
-from vmm.devices.bus import SystemBus
-from vmm.devices.clock import Clock
-
-BLOCK_ID = "ram0"
-SIDE_DEADLINE_S = 60.0
 WARM_UP_HANDOVERS = 6
-# How far the guest must get between hand-overs, so that each one interrupts real work.
-PROGRESS_STAMPS = 200
-_MESSAGE_SIZE_BYTES = 1 << 20
+SIDE = ("-m", "tools.lab.floor_side")
+_LOG_TAIL_BYTES = 2000
 
 
-@dataclass(frozen=True, slots=True)
-class FloorSetup:
-    """The same guest as the VMM's: built-in, `pages` working pages (0 = all of RAM)."""
+class Floor:
+    """Two bare processes and one guest; `async with` makes and ends them.
 
-    accel: str
-    memory_bytes: int
-    pages: int
-    vcpus: int
+    Raises LaunchError when a side does not come up or ends, with the end of its stderr.
+    """
 
-    def config(self) -> VmmConfig:
-        """As the VMM would be configured."""
-        return VmmConfig(
-            accels=(AccelOptions(self.accel),),
-            memory_size_bytes=self.memory_bytes,
-            vcpu_count=self.vcpus,
-            append=f"pages={self.pages} heartbeat_ms=0",
+    def __init__(self, guest: GuestSpec, accel: str) -> None:
+        self.guest = guest
+        self.accel = accel
+        self._owned = contextlib.ExitStack()
+        self._sides: tuple[_Side, _Side]
+        self._memfd: RamMemfd
+        self._holder = 0  # which side has the guest
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._start()
+            for _ in range(WARM_UP_HANDOVERS):
+                await self.hand_over()
+        except BaseException:
+            self._owned.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        self._owned.close()
+
+    async def hand_over(self) -> Gap:
+        """Move the guest to the other side and return what it felt; it runs when this returns."""
+        began_ns = time.monotonic_ns()
+        await self._sides[self._holder].say(ORDER_HAND_OVER)
+        self._holder = 1 - self._holder
+        await self._progress()
+        gap = self.report().longest_gap(began_ns, time.monotonic_ns())
+        if gap is None:
+            raise CheckFailedError("floor: the guest noted no gap; its report is damaged")
+        return gap
+
+    async def _start(self) -> None:
+        guest = self.guest
+        memfd = self._owned.enter_context(
+            RamMemfd.create(BLOCK_ID, MemfdOptions(size_bytes=guest.ram_bytes))
         )
-
-
-def measure_floor(setup: FloorSetup, count: int) -> list[int]:
-    """Blackouts in ns of `count` hand-overs, as the guest felt them. Raises LabError."""
-    options = MemfdOptions(size_bytes=setup.memory_bytes)
-    with RamMemfd.create(BLOCK_ID, options) as memfd:
         left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with left, right:
-            sides = _spawn(setup, memfd, (left, right))
-        with _map(setup, memfd) as ram:
-            try:
-                return _hand_over_repeatedly(sides, ram, setup, count)
-            finally:
-                for side in sides:
-                    side.end()
+            self._sides = (
+                self._owned.enter_context(self._side(memfd, left, has_guest=True)),
+                self._owned.enter_context(self._side(memfd, right, has_guest=False)),
+            )
+        for side in self._sides:
+            await side.hear(READY, LAUNCH_MS)
+            await side.say(ORDER_RUN)
+        self._memfd = memfd
+        await self._progress()
+
+    async def _progress(self) -> None:
+        """Wait until every vCPU goes on, and has noted what it felt."""
+        for _vcpu in range(self.guest.vcpu_count):
+            await self._sides[self._holder].hear(PROGRESS, GUEST_PROGRESS_MS)
+
+    def report(self) -> GuestReport:
+        """Read what the guest says of itself, as it stands now."""
+        size_bytes = report_size_bytes(self.guest.vcpu_count)
+        return parse(os.pread(self._memfd.fileno(), size_bytes, REPORT_ADDRESS))
+
+    def _side(self, memfd: RamMemfd, handover: socket.socket, *, has_guest: bool) -> _Side:
+        order = {
+            "accel": self.accel,
+            "ram_bytes": self.guest.ram_bytes,
+            "vcpu_count": self.guest.vcpu_count,
+            "append": self.guest.append,
+            "ram_fd": memfd.fileno(),
+            "ram_identity": memfd.identity().to_map(),
+            "handover_fd": handover.fileno(),
+            "has_guest": has_guest,
+        }
+        return _Side(order, [memfd.fileno(), handover.fileno()])
 
 
-@dataclass(slots=True)
 class _Side:
-    """One bare process and the pipe that tells it to hand over."""
+    """One bare process, its orders and its stderr; leaving the context ends it."""
 
-    process: multiprocessing.process.BaseProcess
-    orders: multiprocessing.connection.Connection
+    def __init__(self, order: dict[str, object], fds: list[int]) -> None:
+        with contextlib.ExitStack() as undo:
+            self._log: IO[bytes] = undo.enter_context(tempfile.TemporaryFile())
+            self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.enter_context(self._orders)
+            self._orders.setblocking(False)
+            with theirs:
+                argument = json.dumps({**order, "orders_fd": theirs.fileno()})
+                self._process = undo.enter_context(
+                    subprocess.Popen(
+                        [sys.executable, *SIDE, argument],
+                        stdin=subprocess.DEVNULL,
+                        stdout=self._log,
+                        stderr=self._log,
+                        pass_fds=[*fds, theirs.fileno()],
+                    )
+                )
+            undo.callback(self._process.kill)
+            self._owned = undo.pop_all()
 
-    def wait(self, word: str) -> None:
-        if not self.orders.poll(SIDE_DEADLINE_S):
-            raise LabError(f"floor: no '{word}' within {SIDE_DEADLINE_S:.0f} s")
-        got = self.orders.recv()
-        if got != word:
-            raise LabError(f"floor: expected '{word}', got {got!r}")
+    def __enter__(self) -> Self:
+        return self
 
-    def end(self) -> None:
-        self.process.kill()
-        self.process.join(SIDE_DEADLINE_S)
-        self.process.close()
-        self.orders.close()
+    def __exit__(self, *_exception: object) -> None:
+        self._owned.close()
 
+    async def say(self, word: bytes) -> None:
+        """Give an order; never blocks for long, because the side always listens."""
+        await asyncio.get_running_loop().sock_sendall(self._orders, word)
 
-def _spawn(
-    setup: FloorSetup, memfd: RamMemfd, sockets: Sequence[socket.socket]
-) -> tuple[_Side, _Side]:
-    context = multiprocessing.get_context("fork")
-    sides = []
-    for index, sock in enumerate(sockets):
-        here, there = context.Pipe()
-        process = context.Process(
-            target=_side_main, args=(setup, memfd.fileno(), sock, there, index == 0), daemon=True
-        )
-        process.start()
-        there.close()
-        sides.append(_Side(process, here))
-    for side in sides:
-        side.wait("ready")
-    return sides[0], sides[1]
+    async def hear(self, word: bytes, deadline_ms: int) -> None:
+        """Wait for the side to say `word`.
 
-
-def _hand_over_repeatedly(
-    sides: tuple[_Side, _Side], ram: GuestRam, setup: FloorSetup, count: int
-) -> list[int]:
-    sides[0].orders.send("start")
-    _wait_for_progress(ram, setup, 0)
-    blackouts = []
-    for number in range(WARM_UP_HANDOVERS + count):
-        began_ns = time.monotonic_ns()
-        sequence = _report(ram, setup).sequence
-        sides[number % 2].orders.send("hand over")
-        sides[1 - number % 2].wait("running")
-        report = _wait_for_progress(ram, setup, sequence)
-        if number >= WARM_UP_HANDOVERS:
-            gap = report.longest_gap(began_ns, time.monotonic_ns())
-            if gap is None:
-                raise LabError("floor: the guest noted no gap")
-            blackouts.append(gap.length_ns)
-    return blackouts
-
-
-def _wait_for_progress(ram: GuestRam, setup: FloorSetup, since: int) -> GuestReport:
-    """Watch RAM until every vCPU has gone on: a measuring instrument, so it may look repeatedly."""
-    deadline = time.monotonic() + SIDE_DEADLINE_S
-    while time.monotonic() < deadline:
-        time.sleep(0.005)  # tidy: an outside observer of RAM has no event to wait for
+        Raises LaunchError when it has ended, DeadlineError when it says nothing.
+        """
+        loop = asyncio.get_running_loop()
+        what = f"floor: {word!r} from process {self._process.pid}"
         try:
-            report = _report(ram, setup)
-        except Exception:
-            continue
-        if report.sequence >= since + PROGRESS_STAMPS * setup.vcpus:
-            return report
-    raise LabError(f"floor: the guest made no progress within {SIDE_DEADLINE_S:.0f} s")
+            got = await within(deadline_ms, what, loop.sock_recv(self._orders, len(word)))
+        except ConnectionResetError:
+            got = b""
+        if got != word:
+            raise LaunchError(f"{what}: got {got!r}; its stderr ends with: {self._log_tail()}")
 
-
-def _report(ram: GuestRam, setup: FloorSetup) -> GuestReport:
-    return parse(ram.read(REPORT_ADDRESS, report_size_bytes(setup.vcpus)))
-
-
-def _map(setup: FloorSetup, memfd: RamMemfd) -> GuestRam:
-    import os
-
-    copy = RamMemfd.adopt(os.dup(memfd.fileno()), BLOCK_ID, memfd.options, memfd.identity())
-    return GuestRam(pc_layout([RamBlock(BLOCK_ID, setup.memory_bytes)]), {BLOCK_ID: copy})
+    def _log_tail(self) -> str:
+        self._log.seek(0)
+        return self._log.read()[-_LOG_TAIL_BYTES:].decode(errors="replace").strip() or "(nothing)"

@@ -1,0 +1,10 @@
+"""What the floor must share with the VMM to be a fair comparison."""
+
+from __future__ import annotations
+
+from tools.lab import floor_side
+from vmm.__main__ import GIL_SWITCH_INTERVAL_S
+
+
+def test_floor_switches_threads_as_often_as_the_vmm() -> None:
+    assert floor_side.GIL_SWITCH_INTERVAL_S == GIL_SWITCH_INTERVAL_S
