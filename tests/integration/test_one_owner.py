@@ -6,6 +6,7 @@ Real processes, real signals, a real guest. Which step is chosen by the process 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -97,6 +98,12 @@ async def event(process: VmmProcess, name: str, status: str | None = None) -> No
                 return
 
     await within(UPDATE_MS, f"{process.name}: {name} {status or ''}", wait())
+
+
+async def stopped(process: VmmProcess) -> None:
+    """Wait until SIGSTOP took effect in the process (it is our child)."""
+    wait = asyncio.to_thread(os.waitid, os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+    await within(UPDATE_MS, f"{process.name}: stopped by a signal", wait)
 
 
 async def query(process: VmmProcess) -> dict[str, Any]:
@@ -243,6 +250,7 @@ async def test_cancel_while_the_successor_builds_tells_both_sides() -> None:
     async with rig("unicorn") as r:
         new = await r.successor(command("target", "before", Action.SEND_LISTENING, STOP))
         await r.migrate(new)
+        await stopped(new.process)
         await r.old.execute("migrate_cancel")
         await event(r.old, "MIGRATION", "cancelled")
         assert await runstate(r.old) == "running"

@@ -146,6 +146,7 @@ class SourceUpdate:
             self._connect_task.cancel()
             self._vmm.set_status(MigrationStatus.CANCELLED)
         else:
+            self._driver.reason = "the update was cancelled by a migrate_cancel on the source"
             self._driver.feed(Event.CANCEL)
 
     def resume_switchover(self) -> None:
