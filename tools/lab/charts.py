@@ -28,10 +28,10 @@ LABEL_WIDTH_MIN = 46  # a narrower phase gets its name on hovering only
 
 
 def timeline_svg(record: UpdateRecord) -> str:
-    """Draw the blackout of one update: the old process, the guest's gap, the new process."""
+    """Draw the switchover of one update: the old process, the guest's gap, the new process."""
     phases = record.phases
-    start = min([record.gap_start_ns, *(phase.start_ns for phase in phases)])
-    end = max([record.gap_end_ns, *(phase.end_ns for phase in phases)])
+    start = min([record.gaps.switchover.start_ns, *(phase.start_ns for phase in phases)])
+    end = max([record.gaps.switchover.end_ns, *(phase.end_ns for phase in phases)])
     slack = max(1, int((end - start) * TIMELINE_SLACK))
     axis = _Axis(start - slack, end + slack, start)
     lanes = {"old process": Side.OLD, "guest": None, "new process": Side.NEW}
@@ -103,9 +103,9 @@ class _Axis:
 
 
 def _guest_lane(record: UpdateRecord, axis: _Axis, top: float) -> str:
-    left, right = axis.x(record.gap_start_ns), axis.x(record.gap_end_ns)
+    left, right = axis.x(record.gaps.switchover.start_ns), axis.x(record.gaps.switchover.end_ns)
     end = axis.left + axis.width
-    label = f"no progress for {record.blackout_ns / NS_PER_MS:.3f} ms"
+    label = f"no progress for {record.gaps.switchover.length_ns / NS_PER_MS:.3f} ms"
     return "".join(
         (
             _rect(axis.left, top, left - axis.left, LANE_HEIGHT, "runs", "guest runs in old"),

@@ -21,7 +21,8 @@ def render_html(result: DrillResult) -> str:
         f"<h1>cpr-drill {_verdict(result.passed)}</h1>"
         "<p>A running guest was handed from process to process; its RAM stayed in place. "
         "<b>Blackout</b> is the longest gap in the guest's own progress during an update, read "
-        "from its RAM. p50, p99 and max are nearest-rank.</p>"
+        "from its RAM; beside it stand the gap over the stop alone, and the longest gap in as long "
+        "a time without an update, which is the machine's own noise. p50, p99, max: nearest rank.</p>"
         f'<div class="card">{_summary(result)}</div>{chains}</body></html>\n'
     )
 
@@ -44,6 +45,8 @@ def _figures(chain: ChainResult, blackout: Summary) -> str:
         "blackout p50": f"{blackout.p50:.2f} ms",
         "blackout p99": f"{blackout.p99:.2f} ms",
         "blackout max": f"{blackout.max:.2f} ms",
+        "gap at the stop, p50": _p50(chain.switchover_ms()),
+        "gap without update, p50": _p50(chain.background_ms()),
         "live updates": f"{len(chain.records)} / {chain.planned}",
         "whole-RAM checks": str(chain.ram_verifications),
         "serial heartbeats": str(chain.heartbeats),
@@ -60,7 +63,7 @@ def _pictures(chain: ChainResult) -> str:
     if median is None:
         return ""
     pictures = {
-        f"The median update (number {median.number}): both processes around the blackout": (
+        f"The median update (number {median.number}): both processes around the stop": (
             timeline_svg(median)
         ),
         "Blackout of every update": scatter_svg(chain.records),
@@ -112,6 +115,10 @@ def _summary(result: DrillResult) -> str:
         "result",
     )
     return _table(headings, rows)
+
+
+def _p50(summary: Summary | None) -> str:
+    return "-" if summary is None else f"{summary.p50:.2f} ms"
 
 
 def _three(summary: Summary) -> list[str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tools.lab.argv import GuestSpec
+from tools.lab.gaps import UpdateGaps
 from tools.lab.procfs import ProcessCounters
 from tools.lab.stats import Summary, linear_slope
 from tools.lab.timeline import Mark, Phase, Side, blackout_phases
@@ -28,8 +29,7 @@ class UpdateRecord:
     new_accel: str
     started_ns: int
     completed_ns: int
-    gap_start_ns: int  # the longest gap in guest progress between started and completed
-    gap_end_ns: int
+    gaps: UpdateGaps
     downtime_ns: int
     sequence_before: int
     sequence_after: int
@@ -39,8 +39,8 @@ class UpdateRecord:
 
     @property
     def blackout_ns(self) -> int:
-        """What the guest felt."""
-        return self.gap_end_ns - self.gap_start_ns
+        """What the guest felt, anywhere in the update."""
+        return self.gaps.blackout.length_ns
 
     @property
     def total_ns(self) -> int:
@@ -88,6 +88,14 @@ class ChainResult:
         """Summary of the blackouts; None without an update."""
         return _summary([record.blackout_ns for record in self.records])
 
+    def switchover_ms(self) -> Summary | None:
+        """Summary of the gaps over the stop itself."""
+        return _summary([record.gaps.switchover.length_ns for record in self.records])
+
+    def background_ms(self) -> Summary | None:
+        """Summary of the longest gaps in as long a time without an update."""
+        return _summary([record.gaps.background_ns for record in self.records])
+
     def downtime_ms(self) -> Summary | None:
         """Summary of RESUME minus STOP."""
         return _summary([record.downtime_ns for record in self.records])
@@ -116,8 +124,8 @@ class ChainResult:
         )
 
     def median_record(self) -> UpdateRecord | None:
-        """The update whose blackout is the median (nearest rank)."""
-        ordered = sorted(self.records, key=lambda record: record.blackout_ns)
+        """The update whose switchover is the median (nearest rank)."""
+        ordered = sorted(self.records, key=lambda record: record.gaps.switchover.length_ns)
         return ordered[(len(ordered) - 1) // 2] if ordered else None
 
 
@@ -167,6 +175,8 @@ def _chain_json(chain: ChainResult) -> dict[str, Any]:
     plain["passed"] = chain.passed
     plain["conditions"] = conditions(chain)
     plain["blackout_ms"] = _maybe(chain.blackout_ms())
+    plain["switchover_ms"] = _maybe(chain.switchover_ms())
+    plain["background_ms"] = _maybe(chain.background_ms())
     plain["downtime_ms"] = _maybe(chain.downtime_ms())
     plain["total_ms"] = _maybe(chain.total_ms())
     plain["phase_ms"] = {name: dataclasses.asdict(s) for name, s in chain.phase_ms().items()}

@@ -16,6 +16,18 @@ from tools.lab.stats import Summary
 
 # A pipe or a log has no width; a table folded to 80 columns could not be read.
 PLAIN_WIDTH = 140
+HEADINGS = (
+    "chain",
+    "n",
+    "blackout ms p50 / p99 / max",
+    "at the stop p50",
+    "no update p50",
+    "STOP→RESUME p50",
+    "RAM",
+    "sequence",
+    "leaked fds / processes",
+    "result",
+)
 
 
 class Screen:
@@ -88,10 +100,8 @@ def _say_nothing(_record: UpdateRecord) -> None:
 
 def _summary_table(result: DrillResult) -> Table:
     table = Table(title="cpr-drill", title_justify="left")
-    for heading in ("chain", "n", "blackout ms p50 / p99 / max", "STOP→RESUME p50", "total p50"):
+    for heading in HEADINGS:
         table.add_column(heading, justify="left" if heading == "chain" else "right")
-    for heading in ("RAM", "sequence", "leaked fds", "processes", "result"):
-        table.add_column(heading, justify="right")
     for chain in result.chains:
         table.add_row(*_summary_row(chain, result.leftover_children))
     return table
@@ -104,12 +114,12 @@ def _summary_row(chain: ChainResult, leftover_children: int) -> tuple[str, ...]:
         chain.name,
         f"{len(chain.records)}/{chain.planned}",
         _three(chain.blackout_ms()),
+        _p50(chain.switchover_ms()),
+        _p50(chain.background_ms()),
         _p50(chain.downtime_ms()),
-        _p50(chain.total_ms()),
         f"{held} ({chain.ram_verifications}x)" if chain.passed else held,
         held,
-        f"{fds:g}" if chain.passed else held,
-        str(leftover_children),
+        f"{fds:g} / {leftover_children}" if chain.passed else held,
         "[green]pass[/green]" if chain.passed else "[red]FAIL[/red]",
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tools.lab.argv import GuestSpec
+from tools.lab.gaps import GapSpan, UpdateGaps
 from tools.lab.procfs import ProcessCounters
 from tools.lab.results import ChainResult, UpdateRecord
 from tools.lab.timeline import Mark
@@ -15,14 +16,14 @@ def make_record(
 ) -> UpdateRecord:
     start_ns = number * 1000 * MS
     stop_ns = start_ns + 20 * MS
+    span = GapSpan(stop_ns, stop_ns + int(blackout_ms * MS))
     return UpdateRecord(
         number=number,
         old_accel=accel,
         new_accel=accel,
         started_ns=start_ns,
         completed_ns=start_ns + 40 * MS,
-        gap_start_ns=stop_ns,
-        gap_end_ns=stop_ns + int(blackout_ms * MS),
+        gaps=UpdateGaps(span, span, MS // 10),
         downtime_ns=MS,
         sequence_before=number,
         sequence_after=number + 1,
