@@ -65,9 +65,7 @@ class OwnedFd:
         Raises FdError when it is not open.
         """
         try:
-            flags = fcntl.fcntl(fd, fcntl.F_GETFD)
-            if not flags & fcntl.FD_CLOEXEC:
-                fcntl.fcntl(fd, fcntl.F_SETFD, flags | fcntl.FD_CLOEXEC)
+            os.set_inheritable(fd, False)
         except OSError as error:
             raise FdError(f"fd '{name}': number {fd} cannot be used: {error.strerror}") from error
         return cls(fd, name)
@@ -112,14 +110,15 @@ class OwnedFd:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
+        fd = getattr(self, "_fd", -1)
+        if fd >= 0:
+            self.close()  # first: a warning may be an exception
             warnings.warn(
-                f"fd '{self.name}' ({self._fd}) was lost before it was closed",
+                f"fd '{self.name}' ({fd}) was lost before it was closed",
                 ResourceWarning,
                 stacklevel=2,
                 source=self,
             )
-            self.close()
 
     def __repr__(self) -> str:
         return f"<OwnedFd {self.name} {'closed' if self.closed else self._fd}>"
