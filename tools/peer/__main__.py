@@ -63,22 +63,29 @@ async def _compare(options: argparse.Namespace) -> Comparison:
 
 def _say(build: PeerBuild, sample: GapSample) -> None:
     events = "-" if sample.stop_resume_ms is None else f"{sample.stop_resume_ms:.2f}"
+    begin = "-" if sample.gap_after_stop_ms is None else f"{sample.gap_after_stop_ms:+.1f}"
+    switch = "-" if sample.switch_ms is None else f"{sample.switch_ms:.2f}"
     noisy = "" if sample.noise_ms < QUIET_NOISE_MS else "  (not quiet)"
     print(
-        f"{build.name:12} gap {sample.gap_ms:7.2f} ms +-{sample.resolution_ms:.2f}  "
-        f"STOP->RESUME {events} ms  noise {sample.noise_ms:.2f} ms{noisy}",
+        f"{build.name:12} gap {sample.gap_ms:6.2f} ms +-{sample.resolution_ms:.2f} "
+        f"(STOP {begin} ms)  at the switch {switch} ms  STOP->RESUME {events} ms  "
+        f"before {sample.noise_ms:.2f} ms{noisy}",
         flush=True,
     )
 
 
 def _report(comparison: Comparison) -> None:
     for side in (comparison.ours, comparison.theirs):
-        gap = side.gap_ms
+        gap, switch = side.gap_ms, side.switch_ms
         print(
-            f"{side.name:12} p50 {gap.p50:.2f} ms  max {gap.max:.2f} ms  "
+            f"{side.name:12} gap p50 {gap.p50:.2f} max {gap.max:.2f} ms  "
+            f"at the switch p50 {switch.p50:.2f} max {switch.max:.2f} ms  "
             f"n {gap.n} quiet of {len(side.samples)}"
         )
-    print(f"ratio of p50 (ours / theirs): {comparison.ratio:.2f}")
+    print(
+        f"p50, ours / theirs: gap {comparison.ratio:.2f}, at the switch "
+        f"{comparison.switch_ratio:.2f}"
+    )
 
 
 def _as_dict(comparison: Comparison) -> dict[str, object]:
@@ -87,6 +94,7 @@ def _as_dict(comparison: Comparison) -> dict[str, object]:
         "guest": "512-byte real-mode boot sector",
         "ram_bytes": comparison.ram_bytes,
         "ratio_p50": comparison.ratio,
+        "switch_ratio_p50": comparison.switch_ratio,
         "ours": asdict(comparison.ours),
         "theirs": asdict(comparison.theirs),
     }

@@ -22,6 +22,7 @@ from tools.peer.gapsampling import GapSampler
 from tools.peer.guest import write_floppy
 
 NS_PER_MS = 1_000_000
+NS_PER_US = 1000
 US_PER_S = 1_000_000
 US_PER_MS = 1000
 # Firmware under paravirtual KVM hangs at about one boot in ten; four in a row are something else.
@@ -35,8 +36,10 @@ REFUSED = "Connection refused"
 class GapSample:
     """One update. `gap_ms` is what the guest felt, plus or minus `resolution_ms`."""
 
-    gap_ms: float
+    gap_ms: float  # the longest pause from the command to both sides' completion
     resolution_ms: float
+    gap_after_stop_ms: float | None  # when it began, seen from STOP; far from 0: not the switch
+    switch_ms: float | None  # the pause across STOP..RESUME: the part that the VMM's design decides
     stop_resume_ms: float | None  # RESUME of new minus STOP of old, where both events were seen
     total_ms: float  # from the command to both sides' completion
     noise_ms: float  # longest pause before the command: what the machine does to a guest by itself
@@ -88,7 +91,7 @@ class PeerSession:
         try:
             await sampler.wait_settled()
             started_ns = time.monotonic_ns()
-            new, stop_resume_ms = await self._replace(old)
+            new, stopped_us, resumed_us = await self._replace(old)
             ended_ns = time.monotonic_ns()
             seen = await sampler.finish()
         finally:
@@ -97,9 +100,18 @@ class PeerSession:
         await old.quit()
         gap = seen.longest_within(started_ns, ended_ns)
         noise = seen.longest_within(0, started_ns)
+        after_stop_ms = stop_resume_ms = switch_ms = None
+        if gap is not None and stopped_us is not None:
+            after_stop_ms = (gap.start_ns - _monotonic_ns(stopped_us)) / NS_PER_MS
+        if stopped_us is not None and resumed_us is not None:
+            stop_resume_ms = (resumed_us - stopped_us) / US_PER_MS
+            switch = seen.longest_within(_monotonic_ns(stopped_us), _monotonic_ns(resumed_us))
+            switch_ms = (switch.length_ns if switch else 0) / NS_PER_MS
         return GapSample(
             gap_ms=(gap.length_ns if gap else 0) / NS_PER_MS,
             resolution_ms=(gap.resolution_ns if gap else seen.longest_period_ns) / NS_PER_MS,
+            gap_after_stop_ms=after_stop_ms,
+            switch_ms=switch_ms,
             stop_resume_ms=stop_resume_ms,
             total_ms=(ended_ns - started_ns) / NS_PER_MS,
             noise_ms=(noise.length_ns if noise else 0) / NS_PER_MS,
@@ -151,8 +163,8 @@ class PeerSession:
         qmp_path.unlink(missing_ok=True)
         return process
 
-    async def _replace(self, old: VmmProcess) -> tuple[VmmProcess, float | None]:
-        """Update from `old` to a new process; returns it running, and its downtime by events."""
+    async def _replace(self, old: VmmProcess) -> tuple[VmmProcess, int | None, int | None]:
+        """Update from `old` to a new process; returns it, and STOP's and RESUME's times."""
         channels = Channels(
             self._dir / f"main-{self._generation}.sock", self._dir / f"cpr-{self._generation}.sock"
         )
@@ -176,9 +188,7 @@ class PeerSession:
         except BaseException:
             await new.terminate()
             raise
-        if stopped_us is None or resumed_us is None:
-            return new, None
-        return new, (resumed_us - stopped_us) / US_PER_MS
+        return new, stopped_us, resumed_us
 
 
 _EVENTS_ON = {"capabilities": [{"capability": "events", "state": True}]}
@@ -229,3 +239,8 @@ def _goes_on(old: VmmProcess, event: Event) -> bool:
 def _timestamp_us(event: Event) -> int:
     stamp = event["timestamp"]
     return int(stamp["seconds"]) * US_PER_S + int(stamp["microseconds"])
+
+
+def _monotonic_ns(realtime_us: int) -> int:
+    """The instrument's clock at the time stamp of a QMP event."""
+    return realtime_us * NS_PER_US - (time.time_ns() - time.monotonic_ns())
