@@ -8,7 +8,7 @@ from tools.lab.errors import CheckFailedError
 from tools.lab.gaps import GapSpan, find_gaps
 from tools.lab.timeline import Mark
 from tools.lab.update import UpdateResult
-from vmm.boot.guest.report import Gap, GuestReport, VcpuReport
+from vmm.boot.guest.report import GAP_BUCKET_SHIFT, Gap, GuestReport, VcpuReport
 
 RESULT = UpdateResult(
     started_ns=1000,
@@ -39,6 +39,12 @@ def test_switchover_hidden_by_a_longer_gap_is_reported_as_the_blackout() -> None
     assert gaps.background_ns == 0
 
 
+def test_update_hidden_between_two_longer_pauses_is_reported_as_the_longer_of_them() -> None:
+    gaps = find_gaps(report(), report((100, 900), (1600, 2100)), RESULT)
+    assert gaps.blackout == GapSpan(100, 900)
+
+
 def test_guest_that_noted_no_gap_has_a_damaged_report() -> None:
+    long_ago_ns = RESULT.started_ns - (2 << GAP_BUCKET_SHIFT)
     with pytest.raises(CheckFailedError, match="no gap"):
-        find_gaps(report(), report((100, 200)), RESULT)
+        find_gaps(report(), report((long_ago_ns - 100, long_ago_ns)), RESULT)
