@@ -22,7 +22,7 @@ def render_html(result: DrillResult) -> str:
         "<p>A running guest was handed from process to process; its RAM stayed in place. "
         "<b>Blackout</b> is the longest gap in the guest's own progress during an update, read "
         "from its RAM; beside it stand the gap over the stop alone, and the longest gap in as long "
-        "a time without an update, which is the machine's own noise. p50, p99, max: nearest rank.</p>"
+        "a time without an update: the machine's own noise. p50, p99, max: nearest rank.</p>"
         f'<div class="card">{_summary(result)}</div>{chains}</body></html>\n'
     )
 

@@ -19,13 +19,13 @@ PLAIN_WIDTH = 140
 HEADINGS = (
     "chain",
     "n",
-    "blackout ms p50 / p99 / max",
-    "at the stop p50",
-    "no update p50",
-    "STOP→RESUME p50",
+    "blackout p50 / p99 / max",
+    "at stop",
+    "no update",
+    "downtime",
     "RAM",
     "sequence",
-    "leaked fds / processes",
+    "leaks fd/proc",
     "result",
 )
 
@@ -99,7 +99,10 @@ def _say_nothing(_record: UpdateRecord) -> None:
 
 
 def _summary_table(result: DrillResult) -> Table:
-    table = Table(title="cpr-drill", title_justify="left")
+    table = Table(
+        title="cpr-drill: what the guest felt, in ms (the last three of them p50)",
+        title_justify="left",
+    )
     for heading in HEADINGS:
         table.add_column(heading, justify="left" if heading == "chain" else "right")
     for chain in result.chains:

@@ -50,17 +50,19 @@ class Phase:
         return self.end_ns - self.start_ns
 
 
+STOP_PHASE = "stop vCPUs"
+RUN_PHASE = "take lease, run"
 BLACKOUT_START = PhaseDefinition("", Side.OLD, "kick")
 # In the order of a successful update. A build that sets fewer marks shows fewer, longer phases.
 BLACKOUT_PHASES = (
-    PhaseDefinition("stop vCPUs", Side.OLD, "vcpus-stopped"),
+    PhaseDefinition(STOP_PHASE, Side.OLD, "vcpus-stopped"),
     PhaseDefinition("save", Side.OLD, "saved"),
     PhaseDefinition("send", Side.OLD, "state-sent"),
     PhaseDefinition("receive", Side.NEW, "state-received"),
     PhaseDefinition("load", Side.NEW, "loaded"),
     PhaseDefinition("acknowledge", Side.OLD, "LOADED->COMMITTED"),
     PhaseDefinition("commit", Side.NEW, "COMMIT->TAKING"),
-    PhaseDefinition("take lease, run", Side.NEW, "LEASE_TAKEN->DONE"),
+    PhaseDefinition(RUN_PHASE, Side.NEW, "LEASE_TAKEN->DONE"),
 )
 
 
