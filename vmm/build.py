@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from cpr.ownedfd import FdTable
-
 from cpr.vmstate import VmState
 from guestram.layout import RamBlock, RamLayout, pc_layout
 from guestram.lease import ControlPage, RunLease

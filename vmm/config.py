@@ -53,7 +53,7 @@ class ChardevKind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Chardev:
-    """`-chardev`; `path` for file and unix sockets, `fd` for an inherited fd (socket: listening)."""
+    """`-chardev`; `path` for files and unix sockets, `fd` for an inherited (listening) fd."""
 
     id: str
     kind: ChardevKind

@@ -85,7 +85,7 @@ class Machine:
         return epoch
 
     def claim(self) -> None:
-        """Take the run lease for the CPU state we hold; raises as `start` and holds nothing then."""
+        """Take the run lease for the CPU state we hold; raises as `start`, holding nothing then."""
         lease = self.parts.lease
         lease.acquire()
         try:
@@ -95,7 +95,7 @@ class Machine:
             raise
 
     def was_overtaken(self) -> bool:
-        """Whether the guest was entered since our CPU state was taken; true without the lease too."""
+        """Whether the guest was entered since our CPU state was taken, by whomever."""
         return self.parts.control.epoch != self.state_epoch
 
     def stop(self) -> StopTimes:

@@ -17,7 +17,6 @@ from typing import Any
 from cpr.handshake import Deadlines
 from cpr.messages import MainHeader
 from cpr.ownedfd import FdTable
-
 from cpr.vmstate import VmState
 from guestram.errors import EpochMovedError, LeaseBusyError
 from vmm.accel import open_accel

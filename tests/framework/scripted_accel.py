@@ -1,4 +1,4 @@
-"""A vCPU that runs a script instead of code: each `run` takes the next outcome, then waits for a kick."""
+"""A vCPU that runs a script instead of code: `run` takes the next outcome, or waits for a kick."""
 
 from __future__ import annotations
 

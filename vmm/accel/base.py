@@ -1,4 +1,4 @@
-"""What every accelerator provides: a VM over mapped guest RAM, and vCPUs that run until told to stop.
+"""What every accelerator provides: a VM over mapped RAM, and vCPUs that run until told to stop.
 
 The machine knows only these protocols. One vCPU belongs to one thread while it runs; `kick` is the
 only method that may be called from another thread at that time. `save` and `load` are called from
@@ -8,7 +8,7 @@ the loop's thread while every vCPU thread is parked.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -40,13 +40,21 @@ class IoBus(Protocol):
     `size` is 1, 2, 4 or 8 bytes.
     """
 
-    def pio_read(self, port: int, size: int) -> int: ...
+    def pio_read(self, port: int, size: int) -> int:
+        """Serve `in`."""
+        ...
 
-    def pio_write(self, port: int, size: int, value: int) -> None: ...
+    def pio_write(self, port: int, size: int, value: int) -> None:
+        """Serve `out`."""
+        ...
 
-    def mmio_read(self, addr: int, size: int) -> int: ...
+    def mmio_read(self, addr: int, size: int) -> int:
+        """Serve a load outside RAM."""
+        ...
 
-    def mmio_write(self, addr: int, size: int, value: int) -> None: ...
+    def mmio_write(self, addr: int, size: int, value: int) -> None:
+        """Serve a store outside RAM."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +68,7 @@ class MappedSlot:
 
 @dataclass(frozen=True, slots=True)
 class VmOptions:
-    """What the machine asks of an accelerator; `properties` are the `-accel NAME,key=value` ones."""
+    """What the machine asks of an accelerator; `properties` are those of `-accel NAME,key=value`."""
 
     vcpu_count: int
     kernel_irqchip: bool = False
@@ -72,7 +80,9 @@ class Vcpu(Protocol):
     """One virtual CPU."""
 
     @property
-    def index(self) -> int: ...
+    def index(self) -> int:
+        """Number of the vCPU, from 0; its initial APIC id."""
+        ...
 
     def run(self, bus: IoBus) -> VcpuStop:
         """Run the guest on the calling thread until something stops it.
@@ -95,8 +105,10 @@ class Vcpu(Protocol):
         ...
 
     def load(self, state: CpuState) -> None:
-        """Replace the whole CPU state; callable again and again (rehearsals). AccelError names the
-        register or MSR that was refused."""
+        """Replace the whole CPU state; callable again and again (rehearsals).
+
+        Raises AccelError that names the register or MSR that was refused.
+        """
         ...
 
     def rehearse(self) -> None:
@@ -111,7 +123,9 @@ class GuestVm(Protocol):
     """A VM: its vCPUs and the machine state that the accelerator itself keeps."""
 
     @property
-    def vcpus(self) -> Sequence[Vcpu]: ...
+    def vcpus(self) -> Sequence[Vcpu]:
+        """In index order."""
+        ...
 
     def save(self) -> tuple[VmState, ...]:
         """State kept by the accelerator beside the vCPUs (in-kernel irqchip, PIT, clock)."""
@@ -125,6 +139,13 @@ class GuestVm(Protocol):
         """The types that `save` returns, in its order."""
         ...
 
+    def irq_line(self, gsi: int) -> Callable[[bool], None] | None:
+        """What drives input `gsi` of the in-kernel interrupt controllers; None without them.
+
+        The callable takes the level and may be called on any thread until `close`.
+        """
+        ...
+
     def close(self) -> None:
         """Release the VM and all its vCPUs; their threads have ended."""
         ...
@@ -134,17 +155,23 @@ class Accelerator(Protocol):
     """A way to run guest code on this host."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """As in `-accel`."""
+        ...
 
     @property
-    def max_vcpus(self) -> int: ...
+    def max_vcpus(self) -> int:
+        """How many vCPUs one VM may have."""
+        ...
 
     def create_vm(self, slots: Sequence[MappedSlot], options: VmOptions) -> GuestVm:
         """Make a VM with `options.vcpu_count` vCPUs in reset state over the mapped RAM."""
         ...
 
     def state_types(self, options: VmOptions) -> tuple[type[VmState], ...]:
-        """What `GuestVm.save` of such a VM returns; known before the VM exists, for the handshake."""
+        """What `GuestVm.save` of such a VM returns; known before the VM exists, for HELLO."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release the accelerator; its VMs are closed."""
+        ...
