@@ -86,9 +86,10 @@ def parse_keyval(text: str, implied_key: str | None = None) -> dict[str, Any]:
         else:
             raise OptionSyntaxError(f"Expected '=' after parameter '{key}'")
         first = False
-    listed = _with_lists(tree, "")
-    assert isinstance(listed, dict)
-    return listed
+    for key in tree:
+        if key.isdigit():
+            raise OptionSyntaxError(f"Invalid parameter '{key}'")
+    return {key: _with_lists(value, key) for key, value in tree.items()}
 
 
 def parse_bool(text: str) -> bool | None:
@@ -168,7 +169,7 @@ def _with_lists(node: Any, path: str) -> Any:
     """Turn dicts whose keys are all numbers into lists."""
     if not isinstance(node, dict):
         return node
-    items = {key: _with_lists(value, f"{path}.{key}".lstrip(".")) for key, value in node.items()}
+    items = {key: _with_lists(value, f"{path}.{key}") for key, value in node.items()}
     numbers = [key for key in items if key.isdigit()]
     if not numbers:
         return items

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from vmm.cli.builder import ConfigBuilder
 from vmm.cli.memory import ID_HELP
 from vmm.config import Chardev, ChardevKind, Monitor, MonitorMode
 from vmm.errors import ConfigError
-from vmm.optstr import Option, is_identifier, parse_bool, parse_options
+from vmm.optstr import is_identifier, parse_bool, parse_options
 
 BACKEND_NAMES = ("null", "stdio", "file", "socket", "pty")
 _KINDS = {
@@ -128,7 +127,8 @@ def _describe(text: str, head: str, rest: str | None, name: str) -> Chardev:
     if head == "vc":
         return Chardev(name, ChardevKind.NULL)
     if head == "unix" and rest is not None:
-        return _make(name, ChardevKind.SOCKET, _values(parse_options(rest, "path")))
+        given = {option.key: option.value for option in parse_options(rest, "path")}
+        return _make(name, ChardevKind.SOCKET, {"path": "", **given})
     if head == "file" and rest is not None:
         return _make(name, ChardevKind.FILE, {"path": rest})
     if text in ("null", "stdio", "pty"):
@@ -139,10 +139,6 @@ def _describe(text: str, head: str, rest: str | None, name: str) -> Chardev:
             "file:PATH, unix:PATH"
         )
     raise ConfigError(f"'{text}' is not a valid char driver")
-
-
-def _values(options: Sequence[Option]) -> dict[str, str]:
-    return {option.key: option.value for option in options}
 
 
 def _make(name: str, kind: ChardevKind, given: dict[str, str]) -> Chardev:
