@@ -1,1 +1,1 @@
-"""."""
+"""Tests; see CONTRIBUTING.md."""

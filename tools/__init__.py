@@ -1,1 +1,1 @@
-"""."""
+"""The lab: pairs, drills, benchmarks and inspection of live updates."""

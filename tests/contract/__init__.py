@@ -1,1 +1,1 @@
-"""."""
+"""Contracts that every accelerator and every device keeps."""

@@ -1,1 +1,1 @@
-"""."""
+"""Fakes and rigs that several tests use."""

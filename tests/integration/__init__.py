@@ -1,1 +1,1 @@
-"""."""
+"""Real processes, real guests, real peers."""

@@ -1,1 +1,1 @@
-"""."""
+"""The handshake, walked exhaustively."""

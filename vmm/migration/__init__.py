@@ -1,1 +1,1 @@
-"""."""
+"""What an update is asked with and reports: addresses, parameters, status, checks, the main channel."""

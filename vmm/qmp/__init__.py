@@ -1,1 +1,1 @@
-"""."""
+"""QMP and the human monitor: session, schema, commands, server."""
