@@ -28,6 +28,7 @@ from vmm.devices.chardev import CharBackend, adopt_chardev, open_chardev
 from vmm.devices.clock import Clock, ClockState
 from vmm.devices.debug_console import DebugConsole, DebugConsoleState
 from vmm.devices.debug_exit import DebugExit, DebugExitState
+from vmm.devices.irq import IrqLines
 from vmm.devices.pc_ports import PcPorts, PcPortsState
 from vmm.devices.serial import COM_PORTS, Serial
 from vmm.devices.serial_state import SerialState
@@ -158,11 +159,6 @@ def _assemble(
     chardevs: Mapping[str, CharBackend],
 ) -> Machine:
     boot_plan = plan_boot(config)
-    bus = SystemBus()
-    outside = Outside(chardevs, events, loop)
-    devices = tuple(spec.make(outside) for spec in _device_specs(config))
-    for device in devices:
-        bus.attach(device)
     slots = tuple(
         MappedSlot(part.guest_start, part.size_bytes, part.host_address)
         for part in memory.ram.ranges
@@ -171,6 +167,11 @@ def _assemble(
     with contextlib.ExitStack() as undo:
         vm = accel.create_vm(slots, _vm_options(config))
         undo.callback(vm.close)
+        outside = Outside(chardevs, events, loop, IrqLines(vm.irq_line))
+        devices = tuple(spec.make(outside) for spec in _device_specs(config))
+        bus = SystemBus()
+        for device in devices:
+            bus.attach(device)
         lease = RunLease(memory.ram.memfd(first_block).fileno(), memory.control)
         undo.callback(lease.close)
         machine = Machine(
@@ -199,6 +200,7 @@ class Outside:
     chardevs: Mapping[str, CharBackend]
     events: GuestEvents
     loop: asyncio.AbstractEventLoop
+    irqs: IrqLines
 
     def guest_exit(self, status: int) -> None:
         """Called on a vCPU thread; passes through the one door to the loop."""
@@ -236,10 +238,11 @@ def _device_specs(config: VmmConfig) -> Iterator[DeviceSpec]:
 
 def _serial_spec(index: int, chardev: str) -> DeviceSpec:
     name = f"serial{index}"
-    iobase, _irq = COM_PORTS[index]
+    iobase, irq = COM_PORTS[index]
 
     def make(outside: Outside) -> PortDevice:
-        return Serial(outside.chardevs[chardev], _no_interrupt_line, iobase=iobase, name=name)
+        backend = outside.chardevs[chardev]
+        return Serial(backend, outside.irqs.connect(irq), iobase=iobase, name=name)
 
     return DeviceSpec(name, SerialState, make)
 
@@ -260,10 +263,6 @@ def _debug_console_spec(index: int, config: DebugConsoleDevice) -> DeviceSpec:
         return DebugConsole(outside.chardevs[config.chardev], iobase=config.iobase, name=name)
 
     return DeviceSpec(name, DebugConsoleState, make)
-
-
-def _no_interrupt_line(_level: bool) -> None:
-    """A machine without interrupt controller: the guest polls."""
 
 
 def _wants_prefault(config: VmmConfig) -> bool:

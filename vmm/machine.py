@@ -60,6 +60,7 @@ class Machine:
         self.parts = parts
         self.running = False
         self.state_epoch = parts.control.epoch  # the epoch to which our CPU state belongs
+        self._reset_chips = parts.vm.save()
         self._reset_cpus = tuple(vcpu.save() for vcpu in parts.vm.vcpus)
         self._threads = VcpuThreads(parts.vm.vcpus, parts.bus, loop, on_stopped)
 
@@ -150,12 +151,14 @@ class Machine:
     def reset(self) -> None:
         """Bring the stopped machine to its power-on state and load the boot image again."""
         self._require_stopped("reset")
+        self.parts.vm.load(self._reset_chips)
         for device in self.parts.devices:
             device.reset()
         self.parts.boot.write_to(self.parts.ram)
         for thread, reset_state in zip(self._threads, self._reset_cpus, strict=True):
             started = self.parts.boot.cpu_state(thread.vcpu.index, reset_state)
-            thread.halted = started is None
+            # Without a local APIC nobody can start it; with one it waits in KVM for INIT and SIPI.
+            thread.halted = started is None and reset_state.lapic is None
             thread.vcpu.load(started if started is not None else reset_state)
 
     def section_headers(self) -> tuple[SectionHeader, ...]:

@@ -7,7 +7,7 @@ one of the CPU that Unicorn emulates, whatever `-cpu` says. How: see `vmm.accel.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from cpr.vmstate import VmState
 from vmm.accel.base import MappedSlot, VmOptions
@@ -89,6 +89,10 @@ class UnicornVm:
     def state_types(self) -> tuple[type[VmState], ...]:
         """None."""
         return ()
+
+    def irq_line(self, gsi: int) -> Callable[[bool], None] | None:
+        """None: there is no interrupt controller."""
+        return None
 
     def close(self) -> None:
         """Release the engine."""

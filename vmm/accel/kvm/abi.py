@@ -36,6 +36,7 @@ ENABLE_CAP = Struct("<II4Q64x")  # capability, flags, arguments
 CLOCK_DATA = Struct("<QII32x")  # clock in ns, flags, 0
 PIT_CONFIG = Struct("<I60x")
 IDENTITY_MAP = Struct("<Q")
+IRQ_LEVEL = Struct("<II")  # GSI, level
 IRQCHIP_HEADER = Struct("<II")  # chip, 0
 
 IRQCHIP_STATE_SIZE_BYTES = 512
@@ -77,6 +78,7 @@ SET_USER_MEMORY_REGION = _iow(0x46, MEMORY_REGION.size)
 SET_TSS_ADDR = _io(0x47)
 SET_IDENTITY_MAP_ADDR = _iow(0x48, IDENTITY_MAP.size)
 CREATE_IRQCHIP = _io(0x60)
+IRQ_LINE = _iow(0x61, IRQ_LEVEL.size)
 GET_IRQCHIP = _iowr(0x62, _IRQCHIP_SIZE_BYTES)
 SET_IRQCHIP = _ior(0x63, _IRQCHIP_SIZE_BYTES)
 CREATE_PIT2 = _iow(0x77, PIT_CONFIG.size)

@@ -7,7 +7,7 @@ an update go from KVM to another accelerator and back.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -94,6 +94,18 @@ class Chips:
                 self._call(abi.SET_PIT2, self._pit, "setting the PIT")
             elif isinstance(state, ClockState):
                 self._write_clock(state)
+
+    def irq_line(self, gsi: int) -> Callable[[bool], None]:
+        """Input `gsi` of both 8259s and the IOAPIC; call it with the level, on any thread."""
+        low, high = Buffer(abi.IRQ_LEVEL.size), Buffer(abi.IRQ_LEVEL.size)
+        abi.IRQ_LEVEL.pack_into(low.data, 0, gsi, 0)
+        abi.IRQ_LEVEL.pack_into(high.data, 0, gsi, 1)
+
+        def set_level(level: bool) -> None:
+            buffer = high if level else low
+            self._call(abi.IRQ_LINE, buffer, f"driving interrupt line {gsi}")
+
+        return set_level
 
     def _read_chip(self, chip: int) -> bytes:
         # KVM fills only what the chip has; the rest must not be what the last chip left there.

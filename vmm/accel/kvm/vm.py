@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
@@ -93,6 +93,10 @@ class KvmVm:
             )
         if self._chips is not None:
             self._chips.load(states)
+
+    def irq_line(self, gsi: int) -> Callable[[bool], None] | None:
+        """See GuestVm.irq_line; the callable raises AccelError when KVM has no such input."""
+        return None if self._chips is None else self._chips.irq_line(gsi)
 
     def close(self) -> None:
         """Release the vCPUs, then the VM; their threads have ended."""
