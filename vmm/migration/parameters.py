@@ -48,9 +48,10 @@ _PAGE_SIZE_BYTES = 4096
 Rule = Callable[[Any], str | None]
 
 
-def _range(name: str, low: int, high: int) -> Rule:
+def _range(name: str, low: int, high: int, shown_low: int | None = None) -> Rule:
     """QEMU's most usual range check; its text spells the name with underscores."""
-    text = f"Parameter '{name}' expects a value between {low} and {high}"
+    shown = low if shown_low is None else shown_low
+    text = f"Parameter '{name}' expects a value between {shown} and {high}"
     return lambda value: None if low <= value <= high else text
 
 
@@ -99,7 +100,7 @@ _SPECS: tuple[_Spec, ...] = (
     _Spec("announce-initial", SIZE, 50, _range("announce_initial", 0, 100_000)),
     _Spec("announce-max", SIZE, 550, _range("announce_max", 0, 100_000)),
     _Spec("announce-rounds", SIZE, 5, _range("announce_rounds", 0, 1000)),
-    _Spec("announce-step", SIZE, 100, _range("announce_step", 1, 10_000)),
+    _Spec("announce-step", SIZE, 100, _range("announce_step", 1, 10_000, shown_low=0)),
     _Spec(
         "throttle-trigger-threshold",
         UINT8,
