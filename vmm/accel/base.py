@@ -68,7 +68,7 @@ class MappedSlot:
 
 @dataclass(frozen=True, slots=True)
 class VmOptions:
-    """What the machine asks of an accelerator; `properties` are those of `-accel NAME,key=value`."""
+    """What the machine asks of an accelerator; `properties` come from `-accel NAME,key=value`."""
 
     vcpu_count: int
     kernel_irqchip: bool = False

@@ -1,1 +1,1 @@
-"""What an update is asked with and reports: addresses, parameters, status, checks, the main channel."""
+"""What an update is given and reports: addresses, parameters, status, checks, main channel."""
