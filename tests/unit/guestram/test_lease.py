@@ -284,7 +284,6 @@ def test_passed_description_would_share_the_lock_and_a_reopened_one_does_not(
 
 
 @pytest.mark.needs_root
-@pytest.mark.needs_root
 def test_successor_of_another_user_takes_the_lease(lease: RunLease, peer: Peer) -> None:
     lease.acquire()
     assert peer.do("become_nobody") == 65534
