@@ -139,6 +139,23 @@ def test_machine_state_is_chips_pit_and_clock_and_the_clock_goes_on(rig: Rig) ->
     assert clock_after.clock_ns > ahead.clock_ns
 
 
+def test_interrupt_line_reaches_the_8259_and_only_where_it_is_in_the_kernel(rig: Rig) -> None:
+    vm = rig.vm("kvm", IRQCHIP)
+    set_level = vm.irq_line(4)
+    assert set_level is not None
+
+    def request_register() -> int:
+        chips = vm.save()[0]
+        assert isinstance(chips, IrqchipState)
+        return chips.pic_master[1]  # struct kvm_pic_state: last_irr, irr, ...
+
+    set_level(True)
+    assert request_register() == 1 << 4
+    set_level(False)
+    assert vm.save()[0] != rig.vm("kvm", IRQCHIP).save()[0]  # an edge is remembered
+    assert rig.vm("kvm").irq_line(4) is None
+
+
 def test_machine_state_of_the_wrong_shape_is_refused(rig: Rig) -> None:
     vm = rig.vm("kvm", IRQCHIP)
     irqchip, pit, clock = vm.save()

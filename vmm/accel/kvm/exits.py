@@ -13,16 +13,28 @@ from vmm.accel.base import IoBus, StopReason, VcpuStop
 from vmm.accel.kvm import abi
 
 _UNION_U64 = abi.RUN_UNION // 8
-_ACCESS_SIZES = (8, 4, 2, 1)
+_MMIO_DATA_U64 = _UNION_U64 + 1
 _NOTHING_TO_DO = frozenset({abi.EXIT_IRQ_WINDOW_OPEN, abi.EXIT_INTR, abi.EXIT_SET_TPR})
 
 # struct kvm_run's members after the exit reason
-_MMIO_DATA = abi.RUN_UNION + 8
-_MMIO = struct.Struct("<Q8xIB")  # address, data, length, is_write
+_MMIO = struct.Struct("<QQIB")  # address, data, length, is_write
 _INTERNAL_ERROR = struct.Struct("<IIQ")  # suberror, ndata, flags or first datum
 _EMULATION_FAILURE = struct.Struct("<16xB15s")  # instruction size, instruction
 _FAIL_ENTRY = struct.Struct("<QI")  # hardware reason, host CPU
 _SYSTEM_EVENT = struct.Struct("<I")  # type
+
+
+def _pieces(length: int) -> tuple[tuple[int, int, int], ...]:
+    """An access of `length` bytes as (offset, size, mask) of sizes that are powers of two."""
+    found, offset = [], 0
+    while offset < length:
+        size = next(size for size in (8, 4, 2, 1) if size <= length - offset)
+        found.append((offset, size, (1 << 8 * size) - 1))
+        offset += size
+    return tuple(found)
+
+
+_PIECES = {length: _pieces(length) for length in range(9)}
 
 
 class RunPage:
@@ -70,19 +82,15 @@ def serve_mmio(page: RunPage, bus: IoBus) -> None:
 
     KVM cuts an access at page borders, so any length can come; the bus knows powers of two only.
     """
-    address, length, is_write = _MMIO.unpack_from(page.u8, abi.RUN_UNION)
-    done = 0
-    while done < length:
-        size = next(size for size in _ACCESS_SIZES if size <= length - done)
-        start = _MMIO_DATA + done
-        if is_write:
-            bus.mmio_write(
-                address + done, size, int.from_bytes(page.u8[start : start + size], "little")
-            )
-        else:
-            value = bus.mmio_read(address + done, size) & (1 << 8 * size) - 1
-            page.u8[start : start + size] = value.to_bytes(size, "little")
-        done += size
+    address, data, length, is_write = _MMIO.unpack_from(page.u8, abi.RUN_UNION)
+    if is_write:
+        for offset, size, mask in _PIECES[length]:
+            bus.mmio_write(address + offset, size, data >> 8 * offset & mask)
+    else:
+        data = 0
+        for offset, size, mask in _PIECES[length]:
+            data |= (bus.mmio_read(address + offset, size) & mask) << 8 * offset
+        page.u64[_MMIO_DATA_U64] = data
 
 
 def stop_of(page: RunPage) -> VcpuStop | None:

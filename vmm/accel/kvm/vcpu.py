@@ -37,6 +37,9 @@ from vmm.errors import AccelError
 
 _KICKED = VcpuStop(StopReason.KICKED)
 
+# A string instruction may have this many elements in 16-bit code; more is a guest gone mad.
+_MAX_UNSERVED_ACCESSES = 1 << 16
+
 
 @dataclass(frozen=True, slots=True)
 class VcpuContext:
@@ -82,6 +85,9 @@ class KvmVcpu:
             self._runner = threading.get_ident()
         try:
             return self._run(page, bus)
+        except BaseException:
+            self._finish_access(page)
+            raise
         finally:
             with self._runner_lock:
                 self._runner = None
@@ -90,8 +96,9 @@ class KvmVcpu:
         """Make the present or the next `run` return KICKED; any thread, not a signal handler."""
         self._page.u8[abi.RUN_IMMEDIATE_EXIT] = 1
         with self._runner_lock:  # a thread that has left run() may be gone: never signal it
-            if self._runner is not None:
-                signal.pthread_kill(self._runner, KICK_SIGNAL)
+            runner = self._runner
+            if runner is not None and runner != threading.get_ident():  # a device callback
+                signal.pthread_kill(runner, KICK_SIGNAL)
 
     def clear_kick(self) -> None:
         """Forget a kick; called before the vCPU thread enters `run` again."""
@@ -118,6 +125,18 @@ class KvmVcpu:
                 stop = stop_of(page)
                 if stop is not None:
                     return stop
+
+    def _finish_access(self, page: RunPage) -> None:
+        """Let KVM complete an access that a failing device left open; its value is arbitrary.
+
+        Otherwise the next KVM_RUN would do so on top of whatever state is loaded until then.
+        """
+        kicked = page.u8[abi.RUN_IMMEDIATE_EXIT]
+        page.u8[abi.RUN_IMMEDIATE_EXIT] = 1
+        for _ in range(_MAX_UNSERVED_ACCESSES):
+            if blocking_ioctl(self._fd, abi.RUN, None) < 0:
+                break
+        page.u8[abi.RUN_IMMEDIATE_EXIT] = kicked
 
     # ---- state ----------------------------------------------------------------------------------
 
@@ -247,12 +266,14 @@ class KvmVcpu:
         Best called on the thread that will run this vCPU: kernels before 6.12 wait for an RCU grace
         period (milliseconds) when the thread changes. Takes about 5 ms, nearly all of it the
         removal of the memory slot. Any pending kick is forgotten.
+
+        Raises AccelError when the code does not run as it must.
         """
         with self._context.rehearsal_memory() as code:
             self.clear_kick()
             self.load(code.entry_state(self._reset_state))
-            stop = self._run(self._page, _RehearsalBus(self.kick))
-            self.clear_kick()
+            stop = self.run(_RehearsalBus(self.kick))
+        self.clear_kick()
         if stop.reason is not StopReason.KICKED:
             raise AccelError(f"the rehearsal of vCPU {self.index} ended with {stop}")
 
@@ -293,10 +314,10 @@ class _RehearsalBus:
         self._kick()
 
     def mmio_read(self, addr: int, size: int) -> int:
-        raise AccelError(f"the rehearsal read {size} byte(s) at {addr:#x}")
+        raise AccelError(f"the rehearsal read {size} byte(s) at {addr:#x}, where it maps nothing")
 
     def mmio_write(self, addr: int, size: int, _value: int) -> None:
-        raise AccelError(f"the rehearsal wrote {size} byte(s) at {addr:#x}")
+        raise AccelError(f"the rehearsal wrote {size} byte(s) at {addr:#x}, where it maps nothing")
 
 
 _Plan = tuple[tuple[int, int, str], ...]
