@@ -31,7 +31,8 @@ from vmm.accel.kvm.ioctl import (
 )
 from vmm.accel.kvm.msrs import NOT_MSR_STATE, name_of
 from vmm.accel.kvm.rehearsal import RehearsalCode
-from vmm.accel.kvm.tsc import MSR_TSC, TscReading, VcpuTsc
+from vmm.accel.kvm.tsc import MSR_TSC, VcpuTsc
+from vmm.accel.tsc import TscReading
 from vmm.accel.x86_state import CpuState
 from vmm.errors import AccelError
 

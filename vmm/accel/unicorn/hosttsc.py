@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
-from vmm.accel.kvm.tsc import TscReading
+from vmm.accel.tsc import TscReading
 
 _CYCLES_PER_NS_TO_KHZ = 1_000_000
 # The frequency is the slope since the first sample, so that one must not have been interrupted

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from vmm.accel.kvm.tsc import TscReading
+from vmm.accel.tsc import TscReading
 
 SECOND_NS = 10**9
 KHZ = 2_500_000
