@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -54,7 +55,8 @@ async def update_and_quit(described: dict[str, Any]) -> str:
     assert isinstance(status, dict)
     for client in (old, new):
         await client.execute("quit")
-        await client.disconnect()
+        with contextlib.suppress(EOFError, OSError):  # the server may hang up first
+            await client.disconnect()
     return str(status["status"])
 
 

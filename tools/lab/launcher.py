@@ -6,6 +6,7 @@ context ends them all and removes the directory, whatever happened in between.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import tempfile
@@ -83,12 +84,15 @@ class Launcher:
         _trace: TracebackType | None,
     ) -> None:
         try:
-            for process in self._processes:
-                await process.terminate()
+            ends = [process.terminate() for process in self._processes]
+            failures = await asyncio.gather(*ends, return_exceptions=True)
         finally:
             if self._serial is not None:
                 self._serial.close()
             self._directory.cleanup()
+        for failure in failures:
+            if failure is not None:
+                raise failure
 
     async def start_first(self, build: Build) -> tuple[Launched, HeartbeatReader]:
         """Start the process that boots the guest, its serial port already connected."""
