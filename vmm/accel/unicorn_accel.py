@@ -96,4 +96,6 @@ class UnicornVm:
 
     def close(self) -> None:
         """Release the engine."""
+        for vcpu in self.vcpus:
+            vcpu.detach()
         self._engine.close()

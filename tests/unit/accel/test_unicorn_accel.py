@@ -18,6 +18,7 @@ from vmm.accel.unicorn.engine import PRIVATE_PAGE, Engine, gaps
 from vmm.accel.unicorn.hosttsc import HostTsc
 from vmm.accel.unicorn.layout import Probe
 from vmm.accel.unicorn.library import load_library
+from vmm.accel.unicorn.vcpu import UnicornVcpu
 from vmm.accel.unicorn_accel import UnicornAccelerator
 from vmm.errors import AccelError, AccelUnavailable
 
@@ -213,6 +214,20 @@ def test_closing_an_engine_twice_is_allowed() -> None:
     engine = Engine(load_library())
     engine.close()
     engine.close()
+
+
+def test_kick_after_close_writes_nowhere() -> None:
+    rig = Rig()
+    try:
+        vm = rig.vm("unicorn")
+        vcpu = vm.vcpus[0]
+        assert isinstance(vcpu, UnicornVcpu)
+        in_engine = ctypes.addressof(vcpu._limit)
+        vm.close()
+        vcpu.kick()
+        assert ctypes.addressof(vcpu._limit) != in_engine
+    finally:
+        rig.close()
 
 
 def test_tsc_of_another_host_goes_on_by_the_time_that_has_passed() -> None:

@@ -6,8 +6,8 @@ registers of the C interface are. So a guest may switch modes as it likes.
 
 **Slices.** Guest code runs N instructions at a time. Only at the end of a slice do memory and
 registers surely belong together: a stop asked for by another thread, by a timeout or within a
-memory access repeats the store that was under way. So slices are short, and to end one early its
-instruction limit is lowered from within a device access.
+memory access repeats the store that was under way. So to stop the guest early, the instruction
+limit of its slice is lowered while it runs; the engine looks at it before each instruction.
 
 **No `until` address.** After every slice the engine drops its translation of the address where it
 was told to end, which with paging on faults on that address and so overwrites the guest's CR2. With

@@ -1,12 +1,12 @@
 """What Unicorn's C interface does not show, and the proof that we read it right.
 
-The interface has no call for segment caches, XCR0, the TSC offset, or for how many instructions a
-slice ran. Without the caches no machine in unreal mode, or with a descriptor changed after its
-loading, could be moved; without the count an executed `hlt` cannot be told from the end of a slice.
-All are plain fields, of the context that `uc_context_save` copies (QEMU's CPU structure) and of the
-engine itself. They lie where QEMU's structure puts them; `find_layout` writes patterns through the
-public interface, or runs code that shows a field's effect, and refuses an engine whose fields are
-not where they are expected. So another layout is an error at start, never a wrong register later.
+The interface has no call for segment caches, XCR0, the TSC offset, or for why a slice ended.
+Without the caches no machine in unreal mode, or with a descriptor changed after its loading, could
+be moved; without the reason an executed `hlt` cannot be told from the end of a slice. All are
+plain fields, of the context that `uc_context_save` copies (QEMU's CPU structure) and of the engine
+itself. They lie where QEMU's structure puts them; `find_layout` writes patterns through the public
+interface, or runs code that shows a field's effect, and refuses an engine whose fields are not
+where they are expected. So another layout is an error at start, never a wrong register later.
 """
 
 from __future__ import annotations
@@ -50,9 +50,11 @@ _MSR_STRUCT = struct.Struct("<I4xQ")
 
 _HFLAGS_OF_64_BIT_CODE = 0xC0B0  # CS32, SS32, PE, LMA, CS64
 _RDTSC_HLT = b"\x0f\x31\xf4"
+_LOOP = b"\xeb\xfe"  # jmp to itself
 _XGETBV_HLT = b"\x31\xc9\x0f\x01\xd0\xf4"  # xor ecx, ecx; xgetbv; hlt
 _HLT_OFFSET = 2
 _XGETBV_OFFSET = 16
+_LOOP_OFFSET = 32
 
 _JUMP = 1 << 60  # a TSC offset that no running counter reaches
 _SLICES = (0x51CE, 0x70FF)  # two instruction counts that no other field holds
@@ -61,11 +63,12 @@ _MAX_ENGINE_BYTES = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Byte offsets of the registers in a context, and of the slice's two counts in an engine."""
+    """Byte offsets: of the registers in a context, the others in an engine."""
 
     register_file: int
     counter: int  # instructions run
-    limit: int  # beyond which the slice ends
+    limit: int  # beyond which the slice ends; may be lowered while it runs
+    stop_requested: int  # one byte, 1 after a slice that did not end by hlt
 
 
 class Probe:
@@ -75,6 +78,7 @@ class Probe:
         self._engine = engine
         engine.write_private_page(0, _RDTSC_HLT)
         engine.write_private_page(_XGETBV_OFFSET, _XGETBV_HLT)
+        engine.write_private_page(_LOOP_OFFSET, _LOOP)
         self._value = ctypes.c_uint64()
         self._value_at = ctypes.addressof(self._value)
 
@@ -93,7 +97,7 @@ class Probe:
         self._prove_segment_block(register_file)
         self._prove_fields(register_file)
         counter = self._find_counter()
-        layout = Layout(register_file, counter, limit=counter + 8)
+        layout = Layout(register_file, counter, counter + 8, self._find_stop_requested())
         self._engine.make_pristine()
         return layout
 
@@ -151,18 +155,36 @@ class Probe:
 
     def _find_counter(self) -> int:
         """Offset of the counter; the limit that it is compared with is the next 8 bytes."""
-        usable_size = ctypes.CDLL(None).malloc_usable_size
-        usable_size.argtypes, usable_size.restype = (ctypes.c_void_p,), ctypes.c_size_t
-        size_bytes = min(usable_size(self._engine.handle), _MAX_ENGINE_BYTES)
-        candidates = set(range(0, size_bytes - 15, 8))
+        candidates = set(range(0, self._engine_bytes() - 15, 8))
         for count in _SLICES:
-            self._engine.run_slice(PRIVATE_PAGE + _HLT_OFFSET, count)
-            words = ctypes.string_at(self._engine.handle, size_bytes)
+            words = self._engine_after(_HLT_OFFSET, count)
             wanted = struct.pack("<QQ", 1, count)  # hlt, and the limit
             candidates = {at for at in candidates if words[at : at + 16] == wanted}
         if len(candidates) != 1:
             raise _other_layout("the instruction counter")
         return candidates.pop()
+
+    def _find_stop_requested(self) -> int:
+        """Offset of the byte that tells the end of a slice (1) from hlt (0)."""
+        candidates = set(range(self._engine_bytes()))
+        for count in _SLICES:
+            halted = self._engine_after(_HLT_OFFSET, count)
+            stopped = self._engine_after(_LOOP_OFFSET, count)
+            candidates = {at for at in candidates if (halted[at], stopped[at]) == (0, 1)}
+        if len(candidates) != 1:
+            raise _other_layout("the stop request")
+        return candidates.pop()
+
+    def _engine_after(self, offset: int, count: int) -> bytes:
+        """The engine's structure after a slice of `count` instructions."""
+        self._engine.run_slice(PRIVATE_PAGE + offset, count)
+        return ctypes.string_at(self._engine.handle, self._engine_bytes())
+
+    def _engine_bytes(self) -> int:
+        usable_size = ctypes.CDLL(None).malloc_usable_size
+        usable_size.argtypes, usable_size.restype = (ctypes.c_void_p,), ctypes.c_size_t
+        size_bytes: int = usable_size(self._engine.handle)
+        return min(size_bytes, _MAX_ENGINE_BYTES)
 
     def _saved(self) -> bytes:
         self._engine.context.save()

@@ -15,9 +15,9 @@ from vmm.accel.unicorn.snapshot import Snapshots
 from vmm.accel.unicorn.state import reset_state
 from vmm.accel.x86_state import CpuState
 
-# A kick waits for the slice to end: 2000 instructions are 15 us of register arithmetic or 45 us of
-# memory traffic, and starting a slice costs 1.5 us, so 3 to 10 % of the guest's speed.
-SLICE_INSTRUCTIONS = 2000
+# A kick ends the slice under way, unless it falls into the microsecond in which one is being
+# started: then it waits for this many instructions, which take 30 to 120 us.
+SLICE_INSTRUCTIONS = 5000
 
 # nop; in al, 0x80; out 0x80, al; hlt - what a first entry needs warm, hooks included.
 _REHEARSAL_CODE = b"\x90\xe4\x80\xe6\x80\xf4"
@@ -39,10 +39,10 @@ class UnicornVcpu:
     def __init__(self, engine: Engine, where: Layout, host_tsc: HostTsc) -> None:
         self._engine = engine
         self._snapshots = Snapshots(engine, where, host_tsc)
-        self._executed = ctypes.c_uint64.from_address(engine.handle + where.counter)
         self._limit = ctypes.c_uint64.from_address(engine.handle + where.limit)
-        self._slice_cut = False  # this slice was ended early by us
-        self._wide = WideAccesses(engine, self._executed, self._snapshots.is_64_bit_code)
+        self._stop_requested = ctypes.c_bool.from_address(engine.handle + where.stop_requested)
+        executed = ctypes.c_uint64.from_address(engine.handle + where.counter)
+        self._wide = WideAccesses(engine, executed, self._snapshots.is_64_bit_code)
         self._rip = ctypes.c_uint64()
         self._rip_pointer = ctypes.addressof(self._rip)
         self._next_rip = 0  # where the guest goes on
@@ -64,8 +64,8 @@ class UnicornVcpu:
         if self._kicked:
             return _KICKED
         self._bus = bus
-        self._halted = self._slice_cut = False
-        engine, executed, rip = self._engine, self._executed, self._rip
+        self._halted = False
+        engine, stop_requested, rip = self._engine, self._stop_requested, self._rip
         handle, rip_pointer = engine.handle, self._rip_pointer
         emu_start, reg_read = engine.library.emu_start, engine.library.reg_read
         while True:
@@ -74,20 +74,19 @@ class UnicornVcpu:
             self._next_rip = rip.value
             if error or self._exception is not None or self._bus_error is not None:
                 return self._failed(error)
-            # A full slice counts one beyond the limit; one that ends early has executed hlt.
-            if executed.value <= SLICE_INSTRUCTIONS and not self._slice_cut:
+            if not stop_requested.value:  # neither the limit nor an exception: it was hlt
                 self._halted = True
                 return _HALTED
             if self._kicked:
                 return _KICKED
-            self._slice_cut = False
 
     def kick(self) -> None:
-        """See Vcpu.kick: the slice under way is the last, and ends behind its next device access.
+        """See Vcpu.kick: the slice under way is the last, and has reached its limit now.
 
         A guest that has just executed hlt is HALTED all the same; the next run is KICKED.
         """
         self._kicked = True
+        self._limit.value = 0
 
     def clear_kick(self) -> None:
         """See Vcpu.clear_kick."""
@@ -108,6 +107,10 @@ class UnicornVcpu:
         self._engine.make_pristine()
         self._next_rip = PRIVATE_PAGE + _REHEARSAL_OFFSET
         self.run(InertBus())
+
+    def detach(self) -> None:
+        """The engine is about to go: a late kick must not write to what was its memory."""
+        self._limit = ctypes.c_uint64()
 
     # ---- called by the engine; ctypes would print and drop an exception, so `run` raises it ------
 
@@ -146,12 +149,11 @@ class UnicornVcpu:
         self._end_access()
 
     def _end_access(self) -> None:
-        """After a kick, let the slice end before the next instruction, as if it had run its count.
+        """Let the slice end before the next instruction, if it must, as if it had run its count.
 
         (Asking the engine to stop here would repeat the access that is under way.)
         """
         if self._kicked or self._bus_error is not None:
-            self._slice_cut = True
             self._limit.value = 0
 
     def _guest_exception(self, vector: int) -> None:
