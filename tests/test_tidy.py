@@ -22,10 +22,14 @@ TEXT_PLACES = (*PACKAGES, ".ci")
 TEXT_SUFFIXES = {".py", ".md", ".toml", ".sh", ".c", ".h", ".S", ".ld", ""}
 
 FILE_LINES_MAX = 400
+TEST_FILE_LINES_MAX = 650  # a list of situations is read by its names, not from top to bottom
 FUNCTION_LINES_MAX = 70
 
-# path -> lines it has today, and why it may be long. It may shrink, not grow.
-LONG_FILES: dict[str, tuple[int, str]] = {}
+# path -> lines it may have, and why. It may shrink, not grow.
+LONG_FILES = {
+    "vmm/process.py": (420, "the one door through which status and run state change"),
+    "vmm/qmp/commands.py": (460, "one command after another, a few lines each"),
+}
 # path::function -> lines it has today.
 LONG_FUNCTIONS: dict[str, int] = {}
 
@@ -197,13 +201,12 @@ def mutable_module_variables() -> Problems:
 def long_files() -> Problems:
     """Split by idea, or list the file in LONG_FILES with a reason."""
     for path in python_files():
-        lines = len(path.read_text(encoding="utf-8").splitlines())
-        allowed, _reason = LONG_FILES.get(name_of(path), (FILE_LINES_MAX, ""))
+        name, lines = name_of(path), len(path.read_text(encoding="utf-8").splitlines())
+        usual = TEST_FILE_LINES_MAX if path.name.startswith("test_") else FILE_LINES_MAX
+        allowed, _reason = LONG_FILES.get(name, (usual, ""))
         if lines > allowed:
-            yield f"{name_of(path)}: {lines} lines, at most {allowed}"
-    for name in LONG_FILES:
-        path = ROOT / name
-        if not path.exists() or len(path.read_text().splitlines()) <= FILE_LINES_MAX:
+            yield f"{name}: {lines} lines, at most {allowed}"
+        if name in LONG_FILES and lines <= usual:
             yield f"{name}: no longer long, take it out of LONG_FILES"
 
 
@@ -277,38 +280,57 @@ def matches(path: Path, pattern: re.Pattern[str]) -> Problems:
             yield f"{name_of(path)}:{number}: {line.strip()}"
 
 
+# A call that fails the test by itself, and a name whose promise is that nothing is raised.
+TELLING_CALL = re.compile(r"(?:^|_)(?:check|assert|expect|verify|raises|warns|fail|within|wait)")
+ONLY_MUST_NOT_RAISE = re.compile(r"_(?:allowed|harmless|does_nothing)$")
+
+
 def assertless_tests() -> Problems:
-    """Assert something: directly, with pytest.raises, through a helper that does, or by waiting."""
-    telling = re.compile(r"(?:^|_)(?:check|assert|expect|verify|raises|warns|fail|within|wait)")
+    """Assert: directly, with pytest.raises, through a helper that does, or by a wait that ends.
+
+    A test that something is allowed says so in the last word of its name: allowed, harmless.
+    """
+    helpers = asserting_helpers()
+    for path in python_files():
+        if path.name.startswith("test_"):
+            for function in functions_in(path):
+                fails = asserts_itself(function) or called_names(function) & helpers
+                exempt = ONLY_MUST_NOT_RAISE.search(function.name)
+                if function.name.startswith("test_") and not fails and not exempt:
+                    yield f"{name_of(path)}:{function.lineno}: {function.name} asserts nothing"
+
+
+def asserting_helpers() -> set[str]:
+    """Names of functions of the tests that assert, or call one that does."""
+    calls = {
+        function.name: called_names(function)
+        for path in python_files()
+        if path.is_relative_to(ROOT / "tests")
+        for function in functions_in(path)
+    }
     helpers = {
         function.name
         for path in python_files()
         if path.is_relative_to(ROOT / "tests")
         for function in functions_in(path)
-        if asserts_itself(function, telling)
+        if asserts_itself(function)
     }
-    for path in python_files():
-        if path.name.startswith("test_"):
-            for function in functions_in(path):
-                called = {name.rpartition(".")[2] for name in called_names(function)}
-                if function.name.startswith("test_") and not (
-                    asserts_itself(function, telling) or called & helpers
-                ):
-                    yield f"{name_of(path)}:{function.lineno}: {function.name} asserts nothing"
+    while more := {name for name, called in calls.items() if called & helpers} - helpers:
+        helpers |= more
+    return helpers
 
 
-def asserts_itself(
-    function: ast.FunctionDef | ast.AsyncFunctionDef, telling: re.Pattern[str]
-) -> bool:
-    return any(isinstance(node, ast.Assert | ast.Raise) for node in ast.walk(function)) or any(
-        telling.search(name.rpartition(".")[2]) for name in called_names(function)
-    )
+def asserts_itself(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether it can fail by its own words; `except X` lets everything but X fail it."""
+    return any(
+        isinstance(node, ast.Assert | ast.Raise | ast.ExceptHandler) for node in ast.walk(function)
+    ) or any(TELLING_CALL.search(name) for name in called_names(function))
 
 
-def called_names(function: ast.AST) -> Iterator[str]:
-    for node in ast.walk(function):
-        if isinstance(node, ast.Call):
-            yield dotted(node.func)
+def called_names(function: ast.AST) -> set[str]:
+    """The last word of each name that is called."""
+    calls = (node for node in ast.walk(function) if isinstance(node, ast.Call))
+    return {dotted(call.func).rpartition(".")[2] for call in calls}
 
 
 RULES: tuple[Callable[[], Problems], ...] = (
