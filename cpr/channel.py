@@ -88,8 +88,8 @@ class Channel:
         self._on_lost: OnReason = _nobody_listens
         self._on_violation: OnReason | None = None
         self._on_peer_died: Callable[[], None] | None = None
-        sock.setblocking(False)
         try:
+            sock.setblocking(False)
             if peer is not None:
                 check_uid(peer, self._allowed_uids)
             ask_for_credentials(sock)
@@ -241,12 +241,12 @@ class Channel:
         """Own every fd that came, and return the sender's credentials."""
         ucred = None
         for _level, kind, data in ancillary:
-            if kind == socket.SCM_CREDENTIALS:
-                ucred = data
-            elif kind == socket.SCM_RIGHTS:
+            if kind == socket.SCM_RIGHTS:
                 fds = array.array("i")
                 fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
                 self._received.extend(OwnedFd(fd, "received:fd:0") for fd in fds)
+            else:
+                ucred = data  # SCM_CREDENTIALS: we asked for nothing else
         return ucred
 
     def _authenticate(self, ucred: bytes | None) -> bool:
