@@ -24,9 +24,13 @@ def test_message_events_have_the_names_of_the_message_kinds() -> None:
     assert {event.name for event in MESSAGE_EVENTS} == {kind.name for kind in MessageKind}
 
 
-@pytest.mark.parametrize("event", list(Event))
 @pytest.mark.parametrize(("role", "phase"), EVERYWHERE)
-def test_every_event_in_every_phase_is_answered(role: Role, phase: Phase, event: Event) -> None:
+def test_every_event_in_every_phase_is_answered(role: Role, phase: Phase) -> None:
+    for event in Event:
+        _check_answer(role, phase, event)
+
+
+def _check_answer(role: Role, phase: Phase, event: Event) -> None:
     row = TRANSITIONS[role][phase]
     handshake = _at(role, phase)
     if event in row:
