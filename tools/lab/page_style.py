@@ -35,8 +35,7 @@ h3 { font-size: 13px; font-weight: 600; color: var(--dim); margin: 0 0 8px }
   display: grid; grid-template-columns: repeat(auto-fit, minmax(340px, 1fr));
   gap: 14px; margin-top: 14px;
 }
-.figures { display: flex; flex-wrap: wrap; gap: 14px }
-.figures .card { flex: 1; min-width: 130px }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(230px, 1fr)); gap: 14px }
 .figures b { display: block; font-size: 23px; font-weight: 650 }
 .figures span { color: var(--dim); font-size: 13px }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }

@@ -48,6 +48,12 @@ class UpdateRecord:
         return self.completed_ns - self.started_ns
 
     @property
+    def switchover_is_seen(self) -> bool:
+        """Whether the gap reported for the stop is the stop's own, not a longer one beside it."""
+        gap, phases = self.gaps.switchover, self.phases
+        return bool(phases) and gap.start_ns < phases[-1].end_ns and gap.end_ns > phases[0].start_ns
+
+    @property
     def phases(self) -> tuple[Phase, ...]:
         """The blackout's phases as both processes marked them."""
         return blackout_phases({Side.OLD: self.old_marks, Side.NEW: self.new_marks})
@@ -124,8 +130,9 @@ class ChainResult:
         )
 
     def median_record(self) -> UpdateRecord | None:
-        """The update whose switchover is the median (nearest rank)."""
-        ordered = sorted(self.records, key=lambda record: record.gaps.switchover.length_ns)
+        """The update whose switchover is the median, of those where no other gap hides it."""
+        seen = [record for record in self.records if record.switchover_is_seen]
+        ordered = sorted(seen or self.records, key=lambda record: record.gaps.switchover.length_ns)
         return ordered[(len(ordered) - 1) // 2] if ordered else None
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 
 from tests.unit.tools.samples import make_chain
+from tools.lab.gaps import GapSpan
 from tools.lab.results import DrillResult, conditions, to_json
 
 
@@ -70,3 +72,19 @@ def test_json_has_the_conditions_beside_the_figures() -> None:
     assert chain["records"][0]["blackout_ns"] == 1_500_000
     assert set(chain["conditions"]) == set(conditions(make_chain([1.5])))
     assert {"guest", "RAM", "vCPUs", "devices", "load", "n", "clock"} <= set(chain["conditions"])
+
+
+def test_median_update_is_one_whose_stop_can_be_seen() -> None:
+    chain = make_chain([5.0, 6.0, 1.0])
+    records = [
+        dataclasses.replace(
+            record,
+            gaps=dataclasses.replace(record.gaps, switchover=GapSpan(0, record.blackout_ns)),
+        )
+        if record.number != 3
+        else record
+        for record in chain.records
+    ]
+    median = dataclasses.replace(chain, records=tuple(records)).median_record()
+    assert median is not None
+    assert median.number == 3
