@@ -21,6 +21,9 @@ MAX_MESSAGE_BYTES = 256 << 10
 
 _SPACE = re.compile(rb"[ \t\r\n]*")
 _RESYNC = b"\xfe\xff"
+_BRACES = {ord("{"): 1, ord("}"): -1}
+_BRACKETS = {ord("["): 1, ord("]"): -1}
+_QUOTES = frozenset(b"\"'")
 _CONTROL = rb"\x00-\x08\x0b\x0c\x0e-\x1f\xfe\xff"
 _WORD_END = re.compile(rb"[\s{}\[\]:,\"'" + _CONTROL + rb"]")
 _MARK = re.compile(rb"[{}\[\]\"'" + _CONTROL + rb"]")
@@ -175,29 +178,43 @@ class JsonStream:
         return None
 
     def _scan_container(self) -> int | JsonSyntaxError | None:
-        while (found := _MARK.search(self._buffer, self._scanned)) is not None:
-            mark = found.group()
-            self._scanned = found.end()
-            if mark in (b'"', b"'"):
-                self._mode, self._quote = _Mode.STRING, mark[0]
-                return 0
-            if mark not in b"{}[]":
-                return self._stray(found.start())
-            self._count(mark)
-            if self._braces + self._brackets > MAX_NESTING:
-                return self._mistake("JSON nesting depth limit exceeded", self._scanned)
-            balanced = self._braces == 0 and self._brackets == 0
-            if balanced or self._braces < 0 or self._brackets < 0:
-                return self._scanned
-        self._scanned = len(self._buffer)
-        return None
+        mark = self._walk()
+        if mark is None:
+            return None
+        if mark in _QUOTES:
+            self._mode, self._quote = _Mode.STRING, mark
+            return 0
+        if mark not in _BRACES and mark not in _BRACKETS:
+            return self._stray(self._scanned - 1)
+        if self._braces + self._brackets > MAX_NESTING:
+            return self._mistake("JSON nesting depth limit exceeded", self._scanned)
+        return self._scanned
 
-    def _count(self, mark: bytes) -> None:
-        step = 1 if mark in b"{[" else -1
-        if mark in b"{}":
-            self._braces += step
-        else:
-            self._brackets += step
+    def _walk(self) -> int | None:
+        """Count braces and brackets up to the first byte that decides something; return it."""
+        braces, brackets = self._braces, self._brackets
+        decisive = None
+        for found in _MARK.finditer(self._buffer, self._scanned):
+            mark = found[0][0]
+            if mark in _BRACES:
+                braces += _BRACES[mark]
+            elif mark in _BRACKETS:
+                brackets += _BRACKETS[mark]
+            else:
+                decisive = found
+                break
+            if braces <= 0 >= brackets or braces < 0 or brackets < 0:
+                decisive = found
+                break
+            if braces + brackets > MAX_NESTING:
+                decisive = found
+                break
+        self._braces, self._brackets = braces, brackets
+        if decisive is None:
+            self._scanned = len(self._buffer)
+            return None
+        self._scanned = decisive.end()
+        return int(decisive[0][0])
 
     def _stray(self, position: int) -> JsonSyntaxError:
         byte = self._buffer[position]

@@ -179,7 +179,7 @@ def _stray(text: str, position: int) -> str:
     """What QEMU's lexer had read when it gave up, at most a few characters of it."""
     if text[position] in "\"'":
         raise JsonSyntaxError("premature EOI")
-    found = re.compile(r"-?[0-9]*[.]?(?:[eE][+-]?)?.?", re.DOTALL).match(text, position)
+    found = re.compile(r"-?0[0-9]|-?[0-9]*[.]?(?:[eE][+-]?)?.?", re.DOTALL).match(text, position)
     assert found is not None
     return found.group()[:_STRAY_LENGTH]
 

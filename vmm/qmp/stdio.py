@@ -32,6 +32,8 @@ class StdioTransport(asyncio.Transport):
         self._output = bytearray()
         self._closing = False
         self._ended = False
+        self._paused = True
+        self._watchable = True  # regular files cannot be watched; they are always readable
         for fd in self._modes:
             os.set_blocking(fd, False)
         protocol.connection_made(self)
@@ -39,19 +41,22 @@ class StdioTransport(asyncio.Transport):
 
     def resume_reading(self) -> None:
         """Watch the input; what cannot be watched (a regular file) is read at once."""
-        if self._ended or self._closing:
+        if self._ended or self._closing or not self._paused:
             return
+        self._paused = False
         try:
             self._loop.add_reader(self._input_fd, self._readable)
         except PermissionError:
+            self._watchable = False
             self._loop.call_soon(self._readable)
 
     def pause_reading(self) -> None:
         """Leave the input alone."""
+        self._paused = True
         self._loop.remove_reader(self._input_fd)
 
     def _readable(self) -> None:
-        if self._closing:
+        if self._closing or self._paused:
             return
         try:
             data = os.read(self._input_fd, _READ_SIZE_BYTES)
@@ -60,10 +65,12 @@ class StdioTransport(asyncio.Transport):
         except OSError as error:
             self._end(error)
             return
-        if data:
-            self._protocol.data_received(data)
-        else:
+        if not data:
             self.close()
+            return
+        self._protocol.data_received(data)
+        if not self._watchable:
+            self._loop.call_soon(self._readable)
 
     def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
         """Send what the output takes now, keep the rest."""
