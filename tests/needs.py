@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,11 @@ def huge_page_is_free() -> bool:
         return False
 
 
+def can_assemble() -> bool:
+    """Whether the test guests can be assembled and linked."""
+    return all(shutil.which(tool) for tool in ("gcc", "ld"))
+
+
 def is_root() -> bool:
     """Whether this process may do what only root may."""
     return os.geteuid() == 0
@@ -51,6 +57,7 @@ NEEDS = {
     "needs_kvm": Need(kvm_opens, f"{KVM_DEVICE} cannot be opened here"),
     "needs_root": Need(is_root, "not running as root"),
     "needs_hugepage": Need(huge_page_is_free, "no free 2 MiB huge page (vm.nr_hugepages)"),
+    "needs_assembler": Need(can_assemble, "no gcc and ld to assemble the test guests with"),
     "needs_peer_qemu": Need(
         lambda: peer_qemu().exists(), "no real QEMU; 'tools/fetch-peer qemu' unpacks one"
     ),
