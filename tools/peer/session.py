@@ -191,6 +191,7 @@ class PeerSession:
         return new, stopped_us, resumed_us
 
 
+_BAD_ENDINGS = frozenset({"failed", "cancelled"})
 _EVENTS_ON = {"capabilities": [{"capability": "events", "state": True}]}
 
 
@@ -209,9 +210,13 @@ async def _migrate(old: VmmProcess, channels: Channels) -> None:
 async def _completed(old: VmmProcess, new: VmmProcess) -> tuple[int | None, int | None]:
     """Wait for `completed` on old and a running guest in new; their STOP and RESUME times, us."""
     stopped_us = resumed_us = None
-    while (event := await old.next_event())["event"] != "MIGRATION" or _goes_on(old, event):
+    completed = False
+    while not completed:
+        event = await old.next_event()
         if event["event"] == "STOP":
             stopped_us = _timestamp_us(event)
+        elif event["event"] == "MIGRATION":
+            completed = await _is_completed(old, str(event["data"]["status"]))
     # RESUME may have come before this client was let in; then only the status says so.
     running = bool((await new.execute("query-status"))["running"])
     while resumed_us is None and (event_or_none := await _next_event(new, wait=not running)):
@@ -229,11 +234,15 @@ async def _next_event(process: VmmProcess, *, wait: bool) -> Event | None:
         return None
 
 
-def _goes_on(old: VmmProcess, event: Event) -> bool:
-    status = str(event["data"]["status"])
-    if status in {"failed", "cancelled"}:
-        raise UpdateFailedError(f"{old.name}: migration {status}")
-    return status != "completed"
+async def _is_completed(old: VmmProcess, status: str) -> bool:
+    """Judge one MIGRATION event; UpdateFailedError with the reason when it is the end."""
+    if status in _BAD_ENDINGS:
+        # It may be the echo of a try whose connection was refused; the newest one's state decides.
+        info = await old.execute("query-migrate")
+        if info.get("status") in _BAD_ENDINGS:
+            reason = info.get("error-desc", "no reason given")
+            raise UpdateFailedError(f"{old.name}: migration {status}: {reason}")
+    return status == "completed"
 
 
 def _timestamp_us(event: Event) -> int:
