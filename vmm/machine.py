@@ -59,6 +59,7 @@ class Machine:
     ) -> None:
         self.parts = parts
         self.running = False
+        self._loaded: dict[str, Section] = {}  # what the devices hold, as long as nothing ran
         self.state_epoch = parts.control.epoch  # the epoch to which our CPU state belongs
         self._reset_chips = parts.vm.save()
         self._reset_cpus = tuple(vcpu.save() for vcpu in parts.vm.vcpus)
@@ -78,6 +79,7 @@ class Machine:
         """
         lease = self.parts.lease
         self.claim()
+        self._loaded = {}
         epoch = lease.enter()
         for device in self.parts.devices:
             device.start()
@@ -135,7 +137,9 @@ class Machine:
             thread.halted = state.mp_state == "halted" and state.lapic is None
             thread.vcpu.load(state)
         for device in parts.devices:
-            device.load(states[device.name])
+            if device.name in states:
+                device.load(states[device.name])
+        self._loaded = {section.name: section for section in sections}
         self.state_epoch = epoch
 
     def rehearse(self) -> None:
@@ -151,6 +155,7 @@ class Machine:
     def reset(self) -> None:
         """Bring the stopped machine to its power-on state and load the boot image again."""
         self._require_stopped("reset")
+        self._loaded = {}
         self.parts.vm.load(self._reset_chips)
         for device in self.parts.devices:
             device.reset()
@@ -201,7 +206,10 @@ class Machine:
             yield _cpu_name(thread.vcpu.index), cpu
 
     def _decode(self, sections: Sequence[Section]) -> dict[str, VmState]:
+        """The states to load by name, without the devices that the rehearsal left just so."""
         types = self.section_types()
+        devices = {device.name for device in self.parts.devices}
+        seen: set[str] = set()
         states: dict[str, VmState] = {}
         for section in sections:
             kind = types.get(section.name)
@@ -212,10 +220,12 @@ class Machine:
                     f"Unknown section or instance '{section.name}' 0. Make sure that your current "
                     "VM setup matches your saved VM setup, including any hotplugged devices"
                 )
-            if section.name in states:
+            if section.name in seen:
                 raise StateError(f"section '{section.name}' came twice")
-            states[section.name] = section.load(kind)
-        missing = sorted(name for name in types if name not in states)
+            seen.add(section.name)
+            if section.name not in devices or section != self._loaded.get(section.name):
+                states[section.name] = section.load(kind)
+        missing = sorted(types.keys() - seen)
         if missing:
             raise StateError(
                 f"section(s) {', '.join(missing)} did not come; the source has no such device"
