@@ -22,7 +22,7 @@ from guestram.errors import EpochMovedError, LeaseBusyError
 from vmm.accel import open_accel
 from vmm.accel.base import Accelerator, StopReason, VcpuStop
 from vmm.build import adopt, boot, section_types
-from vmm.config import MigrationAddress, MigrationChannel, VmmConfig
+from vmm.config import IncomingConfig, MigrationAddress, MigrationChannel, VmmConfig
 from vmm.errors import ConfigError, MigrationError, RunstateError
 from vmm.events import EventLog
 from vmm.machine import Machine
@@ -75,27 +75,46 @@ class Vmm:
         """Serve until quit; returns the exit status. Raises VmmError when start-up fails."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             self._loop.add_signal_handler(number, self._terminate)
+        starting = self._loop.create_task(self._start(), name="start")
         try:
-            await self._monitors.start()
-            await self._start_machine()
+            # A start may wait for a client of a chardev; a signal ends that wait.
+            either: set[asyncio.Future[Any]] = {starting, self._exit}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
             return await self._exit
         finally:
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
             await self._close()
 
-    async def _start_machine(self) -> None:
-        incoming = self.config.incoming
+    async def _start(self) -> None:
+        if self.config.incoming is None:
+            await self._boot()
+        else:
+            await self._monitors.start()  # at once: a successor is talked to while it waits
+            self._open_accel()
+            self._await_update(self.config.incoming)
+
+    async def _boot(self) -> None:
+        """Make the machine, then answer QMP, so that no command can come before there is one."""
+        accel = self._open_accel()
+        self.machine = await boot(self.config, accel, self._loop, self)
+        self._accel = None  # the machine owns it now
+        settle_heap()
+        await self._monitors.start()
+        if self.autostart and self.runstate is RunState.PRELAUNCH:  # a client may have been quick
+            self._enter_guest()
+            self.set_runstate(RunState.RUNNING)
+            self.events.emit("RESUME")
+
+    def _open_accel(self) -> Accelerator:
         self._accel, skipped = open_accel(self.config.accels)
         for reason in skipped:
             self.warn(reason)
-        if incoming is None:
-            self.machine = await boot(self.config, self._accel, self._loop, self)
-            self._accel = None  # the machine owns it now
-            settle_heap()
-            if self.autostart:
-                self.machine.start()
-                self.set_runstate(RunState.RUNNING)
-                self.events.emit("RESUME")
-            return
+        return self._accel
+
+    def _await_update(self, incoming: IncomingConfig) -> None:
         if incoming.cpr is None:
             raise ConfigError(
                 "-incoming: this VMM receives cpr-transfer only; add a cpr channel, for example "

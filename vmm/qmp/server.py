@@ -1,7 +1,8 @@
 """The monitors of a process: sockets, standard input and output, their clients and the events.
 
-Monitors come up before anything else, also in a process that waits for an update, so that it can
-be asked and told things from its first millisecond. Several clients may use one socket.
+In a process that waits for an update they come up before anything else, so that it can be asked and
+told things from its first millisecond; in one that boots a guest, as soon as there is a machine.
+Several clients may use one socket.
 """
 
 from __future__ import annotations
