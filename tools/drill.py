@@ -54,8 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_plans(options: argparse.Namespace) -> tuple[ChainPlan, ...]:
     """One plan for each chain that the options ask for.
 
-    Raises OptionError when this machine cannot run one of them.
+    Raises OptionError when the options cannot be fulfilled on this machine.
     """
+    if 0 < options.pages < options.vcpus:
+        raise OptionError(
+            f"--pages {options.pages}: each of the {options.vcpus} vCPUs needs a page to stamp"
+        )
     guest = GuestSpec(ram_bytes=options.mem, vcpu_count=options.vcpus, pages=options.pages)
     old, new = options.old or own_vmm(), options.new or options.old or own_vmm()
     return tuple(

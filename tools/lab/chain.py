@@ -18,7 +18,7 @@ from tools.lab.argv import Build, GuestSpec
 from tools.lab.deadlines import DRAIN_MS, GUEST_PROGRESS_MS
 from tools.lab.errors import CheckFailedError, LabError
 from tools.lab.gaps import find_gaps
-from tools.lab.heartbeat import HeartbeatReader
+from tools.lab.heartbeat import Heartbeat, HeartbeatReader
 from tools.lab.launcher import Launched, Launcher
 from tools.lab.process import VmmProcess
 from tools.lab.procfs import ProcessCounters, find_memfd, leaks, memfd_identity
@@ -123,8 +123,7 @@ class _Chain:
         before = ram.report()
         result = await live_update(old.process, new.process, new.sockets.migrate_arguments())
         old_after, new_after = old.process.counters(), new.process.counters()
-        await _guest_goes_on(serial, ram.report().sequence)
-        after = ram.report()
+        after = await _guest_goes_on(serial, ram)
 
         _check_guest(before, after, serial)
         self._check_memory(new.process, ram)
@@ -180,13 +179,22 @@ def accel_label(build: Build) -> str:
     return build.accel or "default"
 
 
-async def _guest_goes_on(serial: HeartbeatReader, sequence: int) -> None:
-    """The guest's own voice must come from beyond the point where the update was complete."""
-    await serial.wait_for(
-        f"beyond sequence {sequence}, after the update",
-        lambda beat: beat.sequence > sequence,
-        GUEST_PROGRESS_MS,
-    )
+async def _guest_goes_on(serial: HeartbeatReader, ram: RamView) -> GuestReport:
+    """Wait until every vCPU has gone beyond where it was when the update was complete.
+
+    A heartbeat comes from vCPU 0 through the serial port; the others are looked at when it comes.
+    Only then has each of them noted the gap that it felt. Returns the report of that moment.
+    """
+    at_completion = ram.report()
+
+    def all_beyond(beat: Heartbeat) -> bool:
+        progress = zip(ram.report().vcpus, at_completion.vcpus, strict=True)
+        return beat.sequence > at_completion.vcpus[0].sequence and all(
+            now.sequence > then.sequence for now, then in progress
+        )
+
+    await serial.wait_for("every vCPU goes on after the update", all_beyond, GUEST_PROGRESS_MS)
+    return ram.report()
 
 
 def _check_guest(before: GuestReport, after: GuestReport, serial: HeartbeatReader) -> None:

@@ -102,3 +102,9 @@ def test_several_vcpus_without_kvm_are_refused_with_the_reason() -> None:
 def test_impossible_options_exit_with_the_usage_status(capsys: pytest.CaptureFixture[str]) -> None:
     assert drill.main(["--accel", "kvm"]) == drill.EXIT_USAGE
     assert "cpr-drill: --accel kvm: not usable here" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("both_accels")
+def test_vcpu_without_a_page_to_stamp_is_refused() -> None:
+    with pytest.raises(OptionError, match="--pages 3: each of the 4 vCPUs"):
+        drill.make_plans(parse("--vcpus", "4", "--pages", "3"))
