@@ -30,6 +30,7 @@ from tools.lab.results import ChainResult, DrillResult, to_json
 from tools.lab.table import Screen
 
 EXIT_PASS, EXIT_FAIL, EXIT_USAGE = 0, 1, 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 COUNT_DEFAULT = 20
 MEMORY_DEFAULT = "256M"
 ALTERNATE, AUTO = "alternate", "auto"
@@ -40,15 +41,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         plans = make_plans(options)
+        for path in (options.json, options.html):
+            _check_writable(path)
     except LabError as error:
         print(f"cpr-drill: {error}", file=sys.stderr)
         return EXIT_USAGE
-    result = asyncio.run(_drill(plans, Screen()))
+    try:
+        result = asyncio.run(_drill(plans, Screen()))
+    except KeyboardInterrupt:
+        print("cpr-drill: interrupted; every process has been ended", file=sys.stderr)
+        return EXIT_INTERRUPTED
     if options.json:
         Path(options.json).write_text(json.dumps(to_json(result), indent=1) + "\n")
     if options.html:
         Path(options.html).write_text(render_html(result))
     return EXIT_PASS if result.passed else EXIT_FAIL
+
+
+def _check_writable(path: str | None) -> None:
+    """Find out before the drill, not after it, that its report cannot be written."""
+    if path is None:
+        return
+    try:
+        Path(path).touch()
+    except OSError as error:
+        raise OptionError(f"cannot write {path}: {error.strerror}") from error
 
 
 def make_plans(options: argparse.Namespace) -> tuple[ChainPlan, ...]:

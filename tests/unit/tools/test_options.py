@@ -108,3 +108,11 @@ def test_impossible_options_exit_with_the_usage_status(capsys: pytest.CaptureFix
 def test_vcpu_without_a_page_to_stamp_is_refused() -> None:
     with pytest.raises(OptionError, match="--pages 3: each of the 4 vCPUs"):
         drill.make_plans(parse("--vcpus", "4", "--pages", "3"))
+
+
+def test_report_that_cannot_be_written_is_refused_before_the_drill(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "absent" / "drill.json"
+    assert drill.main(["--accel", "unicorn", "--json", str(path)]) == drill.EXIT_USAGE
+    assert f"cannot write {path}: No such file" in capsys.readouterr().err
