@@ -24,9 +24,9 @@ class GuestMemory:
             (
                 part.guest_start,
                 part.guest_start + part.size_bytes,
-                memoryview(
-                    (ctypes.c_ubyte * part.size_bytes).from_address(part.host_address)
-                ).cast("B"),
+                memoryview((ctypes.c_ubyte * part.size_bytes).from_address(part.host_address)).cast(
+                    "B"
+                ),
             )
             for part in ranges
         )

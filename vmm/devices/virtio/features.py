@@ -1,0 +1,16 @@
+"""Feature bits of the ring and the transport, and the device status field (virtio 1.2, 2.1, 6)."""
+
+from __future__ import annotations
+
+RING_INDIRECT_DESC = 1 << 28
+RING_EVENT_IDX = 1 << 29
+VERSION_1 = 1 << 32  # mandatory: this device has no legacy interface
+TRANSPORT_FEATURES = RING_INDIRECT_DESC | RING_EVENT_IDX | VERSION_1
+
+STATUS_ACKNOWLEDGE, STATUS_DRIVER, STATUS_DRIVER_OK, STATUS_FEATURES_OK = 0x01, 0x02, 0x04, 0x08
+STATUS_NEEDS_RESET, STATUS_FAILED = 0x40, 0x80
+DRIVER_STATUS_BITS = (
+    STATUS_ACKNOWLEDGE | STATUS_DRIVER | STATUS_DRIVER_OK | STATUS_FEATURES_OK | STATUS_FAILED
+)
+
+INTERRUPT_QUEUE, INTERRUPT_CONFIG = 0x1, 0x2
