@@ -27,6 +27,7 @@ from tools.lab.update import UpdateResult, live_update
 
 MIB = 1 << 20
 RAM_BYTES = 16 * MIB
+VMM = (sys.executable, "-m", "vmm")
 COM1 = ("-serial", "chardev:line")
 EVENTS_ON = {"capabilities": [{"capability": "events", "state": True}]}
 
@@ -66,8 +67,10 @@ class Rig:
         *options: str,
         ram: tuple[str, ...] | None = None,
         ports: tuple[str, ...] = COM1,
+        command: tuple[str, ...] = VMM,
     ) -> None:
         self.accel = accel
+        self.command = command
         self.options = (*(memory() if ram is None else ram), *ports, *options)
         self._directory = tempfile.TemporaryDirectory(prefix="cpr-", dir="/tmp")
         self.run_dir = Path(self._directory.name)
@@ -143,8 +146,8 @@ class Rig:
         name = f"gen{len(self._processes)}"
         qmp_path = self.run_dir / f"{name}.qmp"
         with listen_unix(qmp_path) as qmp:
-            argv = [sys.executable, "-m", "vmm", "-name", name, "-accel", self.accel]
-            argv += ["-nodefaults", "-display", "none"]
+            argv = [*self.command, "-name", name, "-accel", self.accel, "-nodefaults"]
+            argv += ["-display", "none"]
             argv += ["-chardev", f"socket,id=qmp,fd={qmp.fileno()},server=on,wait=off"]
             argv += ["-mon", "chardev=qmp,mode=control"]
             # Options may name chardevs, which therefore come first.
