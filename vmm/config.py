@@ -108,6 +108,61 @@ class DebugConsoleDevice:
     iobase: int = 0xE9
 
 
+# What QEMU runs for a tap when nothing else is said.
+DEFAULT_IFUP, DEFAULT_IFDOWN = "/etc/qemu-ifup", "/etc/qemu-ifdown"
+
+
+@dataclass(frozen=True, slots=True)
+class TapNetdev:
+    """`-netdev tap`: a tap opened by name, or inherited ones (`fds`); a script of None: run none."""
+
+    id: str
+    ifname: str | None = None  # None: the kernel chooses
+    fds: tuple[int, ...] = ()
+    script: str | None = DEFAULT_IFUP
+    downscript: str | None = DEFAULT_IFDOWN
+    queues: int = 1
+    sndbuf_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VirtioNetDevice:
+    """`-device virtio-net-device`; `migrate_fds`: an update may pass the fds of its netdev."""
+
+    netdev: str | None = None  # None: nothing is plugged in
+    mac: bytes | None = None  # 6 bytes; None: one made from its number, as QEMU's 52:54:00:12:34:56
+    migrate_fds: bool = True
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VirtioRngDevice:
+    """`-device virtio-rng-device`."""
+
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Drive:
+    """`-drive if=none` or `-blockdev`: a raw image file."""
+
+    id: str
+    file: Path
+    readonly: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class VirtioBlkDevice:
+    """`-device virtio-blk-device,drive=`."""
+
+    drive: str
+    id: str | None = None
+    serial: str = ""
+
+
+VirtioDevice = VirtioNetDevice | VirtioRngDevice | VirtioBlkDevice
+
+
 @dataclass(frozen=True, slots=True)
 class FloppyImage:
     """`-drive if=floppy,format=raw,file=`: only its boot sector is used, loaded at 0x7c00."""
@@ -214,6 +269,9 @@ class VmmConfig:
     loaders: tuple[LoaderDevice, ...] = ()
     debug_exits: tuple[DebugExitDevice, ...] = ()
     debug_consoles: tuple[DebugConsoleDevice, ...] = ()
+    netdevs: tuple[TapNetdev, ...] = ()
+    drives: tuple[Drive, ...] = ()
+    virtio: tuple[VirtioDevice, ...] = ()  # in command-line order, which is address order
     floppy: FloppyImage | None = None
     kernel: Path | None = None
     initrd: Path | None = None
