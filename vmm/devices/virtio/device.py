@@ -200,10 +200,14 @@ class VirtioDevice(ABC):
     # ---- queues and interrupts, under the lock ------------------------------------------
 
     @property
+    def is_driver_ready(self) -> bool:
+        """Whether the driver set DRIVER_OK and the device is not broken."""
+        return self.status & (STATUS_DRIVER_OK | STATUS_NEEDS_RESET) == STATUS_DRIVER_OK
+
+    @property
     def is_live(self) -> bool:
         """Whether queues may be touched now."""
-        live = self.status & (STATUS_DRIVER_OK | STATUS_NEEDS_RESET) == STATUS_DRIVER_OK
-        return self._running and live
+        return self._running and self.is_driver_ready
 
     def _serve_all(self) -> None:
         for index in range(len(self.queues)):

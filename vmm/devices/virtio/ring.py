@@ -166,15 +166,15 @@ class Virtqueue:
         used_event = rings.avail[_RING + self.size]
         return (new - used_event - 1) & _INDEX_MASK < (new - old) & _INDEX_MASK
 
-    def listen(self) -> bool:
-        """Ask for a notification of the next chain; True if there is one already."""
+    def listen(self, seen: int = 0) -> bool:
+        """Ask for a notification when more than `seen` chains are pending; True if they are."""
         rings = self._rings or self._map()
         if self.event_idx:
-            rings.avail_event[0] = self.next_avail
+            rings.avail_event[0] = (self.next_avail + seen) & _INDEX_MASK
         else:
             rings.used[_FLAGS] = 0
         self._full_fence()
-        return self.pending() > 0
+        return self.pending() > seen
 
     def ignore(self) -> None:
         """Notifications are not needed until `listen`; the driver may send some all the same."""
