@@ -26,6 +26,7 @@ class GuestSpec:
     vcpu_count: int = 1
     pages: int = 0  # working set of the built-in guest in 4 KiB pages; 0 = all RAM
     heartbeat_ms: int = HEARTBEAT_MS_DEFAULT
+    prealloc: bool = False  # allocate and map all of RAM before the guest starts
 
     @property
     def append(self) -> str:
@@ -80,9 +81,10 @@ def vmm_argv(
     argv += ["-machine", f"{MACHINE},memory-backend={RAM_BACKEND_ID},aux-ram-share=on"]
     if build.accel is not None:
         argv += ["-accel", build.accel]
+    backend = f"memory-backend-memfd,id={RAM_BACKEND_ID},size={guest.ram_bytes},share=on"
     argv += [
         "-object",
-        f"memory-backend-memfd,id={RAM_BACKEND_ID},size={guest.ram_bytes},share=on",
+        f"{backend},prealloc=on" if guest.prealloc else backend,
         "-m",
         f"size={guest.ram_bytes // (1 << 20)}M",
         "-smp",

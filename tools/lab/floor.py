@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -78,6 +79,16 @@ class Floor:
         if gap is None:
             raise CheckFailedError("floor: the guest noted no gap; its report is damaged")
         return gap
+
+    def pause(self) -> None:
+        """Stop both processes as they are; the guest stands still."""
+        for side in self._sides:
+            side.signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let both go on; the guest's next gap is the pause."""
+        for side in self._sides:
+            side.signal(signal.SIGCONT)
 
     async def _start(self) -> None:
         guest = self.guest
@@ -148,6 +159,10 @@ class _Side:
 
     def __exit__(self, *_exception: object) -> None:
         self._owned.close()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send the process a signal."""
+        self._process.send_signal(number)
 
     async def say(self, word: bytes) -> None:
         """Give an order; never blocks for long, because the side always listens."""

@@ -43,6 +43,7 @@ STATE_SIZE_MAX_BYTES = 1 << 20  # one datagram; a vCPU's state has some 3 KiB
 # The guest keeps the longest gap of every 2^GAP_BUCKET_SHIFT ns. It must run for longer than that
 # between two hand-overs, or the longer one of them would hide the other.
 PROGRESS_NS = 5 << GAP_BUCKET_SHIFT - 2
+PROGRESS_STEPS_NS = (PROGRESS_NS, 0)
 NEVER_NS = 1 << 63
 
 
@@ -53,6 +54,7 @@ class PacedClock(Clock):
         super().__init__(vcpu_count)
         self._orders = orders
         self._due_ns = [NEVER_NS] * vcpu_count
+        self._steps = [0] * vcpu_count
 
     @property
     def latched_ns(self) -> list[int]:
@@ -66,17 +68,25 @@ class PacedClock(Clock):
     def expect_progress(self) -> None:
         """Count anew, from each vCPU's next clock reading on."""
         self._due_ns = [0] * len(self._due_ns)
+        self._steps = [0] * len(self._due_ns)
 
     def port_read(self, offset: int, size: int) -> int:
         """As the VMM's."""
         value = super().port_read(offset, size)
         vcpu = offset >> 3
-        now_ns, due_ns = self._latched[vcpu], self._due_ns[vcpu]
-        if now_ns > due_ns:
-            if due_ns:
-                self._orders.send(PROGRESS)
-            self._due_ns[vcpu] = NEVER_NS if due_ns else now_ns + PROGRESS_NS
+        now_ns = self._latched[vcpu]
+        if now_ns > self._due_ns[vcpu]:
+            self._step(vcpu, now_ns)
         return value
+
+    def _step(self, vcpu: int, now_ns: int) -> None:
+        """First reading, first after PROGRESS_NS, and the next: by then the one before is noted."""
+        if self._steps[vcpu] == len(PROGRESS_STEPS_NS):
+            self._orders.send(PROGRESS)
+            self._due_ns[vcpu] = NEVER_NS
+        else:
+            self._due_ns[vcpu] = now_ns + PROGRESS_STEPS_NS[self._steps[vcpu]]
+            self._steps[vcpu] += 1
 
 
 class Side:

@@ -1,0 +1,34 @@
+"""cpr-bench with real processes, as little of it as shows that every kind of figure comes out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tools import bench
+
+
+def test_updates_are_measured_beside_the_floor(accel: str, tmp_path: Path) -> None:
+    report = tmp_path / "bench.json"
+    words = ["--only", "headline", "--accel", accel, "--count", "2", "--json", str(report)]
+    assert bench.main(words) == 0
+    result = json.loads(report.read_text())
+    ours, floor = result["rows"]
+    assert (ours["name"], floor["name"]) == (f"ours/{accel}", f"floor/{accel}")
+    assert ours["figures"]["blackout_ms"]["n"] == floor["figures"]["blackout_ms"]["n"] == 2
+    assert ours["figures"]["downtime_ms"]["p50"] > 0
+    assert "save" in ours["phases_ms"]
+    assert [verdict["name"] for verdict in result["verdicts"]] == [
+        f"blackout beside the floor, {accel}"
+    ]
+
+
+def test_accelerators_and_processes_are_measured_alone(tmp_path: Path) -> None:
+    report = tmp_path / "bench.json"
+    words = ["--only", "accel", "--only", "process", "--accel", "unicorn", "--quick"]
+    assert bench.main([*words, "--json", str(report)]) == 0
+    accelerator, process = json.loads(report.read_text())["rows"]
+    assert accelerator["figures"]["kick_us"]["p50"] > 0
+    assert accelerator["figures"]["exits_per_s"]["p50"] > 0
+    assert process["figures"]["exec_to_qmp_ms"]["p50"] > 0
+    assert 0 < process["figures"]["pss_mib"]["p50"] <= process["figures"]["rss_mib"]["p50"]
