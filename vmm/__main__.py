@@ -14,6 +14,7 @@ from vmm.config import VmmConfig
 from vmm.errors import VmmError
 from vmm.pidfile import Pidfile
 from vmm.process import Vmm
+from vmm.say import say
 
 # A vCPU thread that comes back from the guest needs the interpreter lock to serve the exit. This is
 # the longest the loop's thread may keep it from getting it (Python's default is 5 ms).
@@ -22,25 +23,22 @@ GIL_SWITCH_INTERVAL_S = 0.000_1
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one VMM; the exit status is the guest's (isa-debug-exit), 0, or 1 on an error."""
+    config = VmmConfig()
     try:
         config = parse_args(sys.argv[1:] if argv is None else argv)
         for warning in config.warnings:
-            _say(f"warning: {warning}")
+            say(f"warning: {warning}", timestamps=config.timestamps)
         sys.setswitchinterval(GIL_SWITCH_INTERVAL_S)
         install_kick_handler()
         with Pidfile(config.pidfile):
             return asyncio.run(_run(config))
     except (VmmError, CprError, RamError) as error:
-        _say(str(error))
+        say(str(error), timestamps=config.timestamps)
         return 1
 
 
 async def _run(config: VmmConfig) -> int:
     return await Vmm(config).run()
-
-
-def _say(text: str) -> None:
-    print(f"vmm: {text}", file=sys.stderr, flush=True)  # noqa: T201 - a CLI's voice
 
 
 if __name__ == "__main__":

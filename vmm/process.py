@@ -9,28 +9,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import sys
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from typing import Any
 
 from cpr.handshake import Deadlines
-from cpr.messages import MainHeader
-from cpr.ownedfd import FdTable
-from cpr.vmstate import VmState
 from guestram.errors import EpochMovedError, LeaseBusyError
 from vmm.accel import open_accel
 from vmm.accel.base import Accelerator, StopReason, VcpuStop
-from vmm.build import adopt, boot, section_types
-from vmm.config import IncomingConfig, MigrationAddress, MigrationChannel, VmmConfig
-from vmm.errors import ConfigError, MigrationError, RunstateError
+from vmm.build import boot
+from vmm.config import MigrationAddress, MigrationChannel, VmmConfig
+from vmm.errors import MigrationError, RunstateError
 from vmm.events import EventLog
 from vmm.machine import Machine
 from vmm.migration.parameters import MigrationCapabilities, MigrationParameters
-from vmm.migration.preflight import check_outgoing
+from vmm.migration.preflight import check_outgoing, ram_blockers
 from vmm.migration.status import MigrationRecord, MigrationStatus
 from vmm.qmp.server import MonitorServer
 from vmm.runstate import RunState, RunstateMachine
+from vmm.say import say
 from vmm.update.quiet import settle_heap
 from vmm.update.source import SourceUpdate
 from vmm.update.target import TargetUpdate
@@ -93,15 +90,12 @@ class Vmm:
             await self._boot()
         else:
             await self._monitors.start()  # at once: a successor is talked to while it waits
-            self._open_accel()
-            self._await_update(self.config.incoming)
+            self._target = TargetUpdate(self, self._open_accel(), self.config.incoming)
+            self._target.start()
 
     async def _boot(self) -> None:
         """Make the machine, then answer QMP, so that no command can come before there is one."""
-        accel = self._open_accel()
-        self.machine = await boot(self.config, accel, self._loop, self)
-        self._accel = None  # the machine owns it now
-        settle_heap()
+        self.take_machine(await boot(self.config, self._open_accel(), self._loop, self))
         await self._monitors.start()
         if self.autostart and self.runstate is RunState.PRELAUNCH:  # a client may have been quick
             self._enter_guest()
@@ -114,14 +108,11 @@ class Vmm:
             self.warn(reason)
         return self._accel
 
-    def _await_update(self, incoming: IncomingConfig) -> None:
-        if incoming.cpr is None:
-            raise ConfigError(
-                "-incoming: this VMM receives cpr-transfer only; add a cpr channel, for example "
-                "-incoming cpr,addr.transport=socket,addr.type=unix,addr.path=PATH"
-            )
-        self._target = TargetUpdate(self, incoming.cpr, incoming.main)
-        self._target.start()
+    def take_machine(self, machine: Machine) -> None:
+        """The machine is built and owns the accelerator; its guest does not run here yet."""
+        self.machine = machine
+        self._accel = None
+        settle_heap()
 
     async def _close(self) -> None:
         for update in (self._source, self._target):
@@ -154,7 +145,7 @@ class Vmm:
 
     def warn(self, text: str) -> None:
         """One line on stderr."""
-        print(f"vmm: warning: {text}", file=sys.stderr, flush=True)  # noqa: T201 - a CLI's voice
+        say(f"warning: {text}", timestamps=self.config.timestamps)
 
     def _terminate(self) -> None:
         self._shutdown(guest=False, reason="host-signal", status=EXIT_OK)
@@ -311,19 +302,10 @@ class Vmm:
         override_ms = self.parameters.x_cpr_timeout_ms
         return Deadlines() if override_ms is None else Deadlines.uniform(override_ms)
 
-    def ram_blockers(self) -> tuple[str, ...]:
-        """QEMU's text for every RAM block that a successor could not map."""
-        return tuple(
-            f"Memory region {backend.id} is not compatible with CPR. share=on is required for "
-            "memory-backend objects, and aux-ram-share=on is required."
-            for backend in self.config.ram_backends()
-            if not backend.share
-        )
-
     def migration_info(self) -> dict[str, Any]:
         """`query-migrate`."""
         return self.migration.describe(
-            blocked_reasons=self.ram_blockers() if self.parameters.is_cpr else ()
+            blocked_reasons=ram_blockers(self.config) if self.parameters.is_cpr else ()
         )
 
     def update_timeline(self) -> list[dict[str, Any]]:
@@ -345,7 +327,7 @@ class Vmm:
             capabilities=self.capabilities,
             runstate=self.runstate,
             status=self.migration.status,
-            ram_blockers=self.ram_blockers(),
+            ram_blockers=ram_blockers(self.config),
         )
         assert self.machine is not None
         if not self.parameters.is_cpr:
@@ -375,7 +357,7 @@ class Vmm:
         """`migrate-continue`."""
         current = self.migration.status
         if current is not MigrationStatus.PRE_SWITCHOVER or state != current.value:
-            raise MigrationError(f"Migration not in expected state: {state}")
+            raise MigrationError(f"Migration not in expected state: {current.value}")
         assert self._source is not None
         self._source.resume_switchover()
 
@@ -397,33 +379,3 @@ class Vmm:
             self.set_status(MigrationStatus.FAILED, reason)
         if exit_on_error:
             self.finish_with(MigrationError(f"load of migration failed: {reason}"))
-
-    def section_types(self) -> dict[str, type[VmState]]:
-        """The sections of the machine that this process is about to build."""
-        assert self._accel is not None
-        return section_types(self.config, self._accel)
-
-    async def build_incoming(
-        self, fds: FdTable, identities: Mapping[str, Mapping[str, int]]
-    ) -> None:
-        """Make the machine around the fds that came; the guest still runs elsewhere.
-
-        Raises CprError, RamError or VmmError naming what does not fit.
-        """
-        assert self._accel is not None
-        self.machine = await adopt(self.config, self._accel, self._loop, self, fds, identities)
-        self._accel = None  # the machine owns it now
-        settle_heap()
-
-    def check_main_header(self, header: MainHeader) -> None:
-        """The RAM block table on main must be ours."""
-        ours = tuple((backend.id, backend.size_bytes) for backend in self.config.ram_backends())
-        if header.machine_type != self.config.machine.type_name:
-            raise MigrationError(
-                f"Machine type received is '{header.machine_type}' and local is "
-                f"'{self.config.machine.type_name}'"
-            )
-        if header.ram_blocks != ours:
-            raise MigrationError(
-                f"main channel: RAM blocks are {header.ram_blocks}, this process has {ours}"
-            )

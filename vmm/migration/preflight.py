@@ -18,6 +18,7 @@ from vmm.config import (
     SocketInet,
     SocketUnix,
     SocketVsock,
+    VmmConfig,
 )
 from vmm.errors import MigrationError
 from vmm.migration.addresses import channels_from_qmp, parse_uri
@@ -61,6 +62,16 @@ def incoming_address(
     if len(parsed) != 1 or parsed[0].type is not ChannelType.MAIN:
         raise MigrationError("Channel list must have only one entry, for type 'main'")
     return parsed[0].address
+
+
+def ram_blockers(config: VmmConfig) -> tuple[str, ...]:
+    """QEMU's text for every RAM block that a successor could not map."""
+    return tuple(
+        f"Memory region {backend.id} is not compatible with CPR. share=on is required for "
+        "memory-backend objects, and aux-ram-share=on is required."
+        for backend in config.ram_backends()
+        if not backend.share
+    )
 
 
 def check_outgoing(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cpr.errors import StateError
-from cpr.messages import PROTOCOL_MAX, PROTOCOL_MIN, FdOffer, Hello
+from cpr.messages import PROTOCOL_MAX, PROTOCOL_MIN, FdOffer, Hello, MainHeader
 from cpr.ownedfd import OwnedFd
 from cpr.vmstate import VmState, check_version
 from vmm.config import VmmConfig
@@ -121,6 +121,21 @@ def hello_problems(
     problems += _section_problems(hello, local_types)
     problems += _fd_problems(hello, config)
     return tuple(problems)
+
+
+def main_header_problem(header: MainHeader, config: VmmConfig, nonce: bytes) -> str | None:
+    """Why the main channel is not the one of this update, or describes another machine."""
+    ours = tuple((backend.id, backend.size_bytes) for backend in config.ram_backends())
+    if header.nonce != nonce:
+        return "the main channel belongs to another update: its nonce is not the one of HELLO"
+    if header.machine_type != config.machine.type_name:
+        return (
+            f"Machine type received is '{header.machine_type}' and local is "
+            f"'{config.machine.type_name}'"
+        )
+    if header.ram_blocks != ours:
+        return f"main channel: RAM blocks are {header.ram_blocks}, this process has {ours}"
+    return None
 
 
 def agreed_protocol(hello: Hello) -> int:

@@ -32,12 +32,14 @@ from cpr.messages import (
     State,
 )
 from guestram.errors import LeaseBusyError, LeaseError, RamError
-from vmm.config import MigrationAddress
-from vmm.errors import MigrationError, VmmError
+from vmm.accel.base import Accelerator
+from vmm.build import adopt, section_types
+from vmm.config import IncomingConfig, MigrationAddress
+from vmm.errors import ConfigError, MigrationError, VmmError
 from vmm.migration.status import MigrationStatus
 from vmm.migration.transport import Listener, receive_main_header
 from vmm.runstate import RunState
-from vmm.update.inventory import agreed_protocol, hello_problems
+from vmm.update.inventory import agreed_protocol, hello_problems, main_header_problem
 from vmm.update.quiet import begin_quiet, end_quiet
 from vmm.version import PRODUCT, VERSION
 
@@ -49,8 +51,15 @@ if TYPE_CHECKING:
 class TargetUpdate:
     """One incoming update: from listening on the cpr address to a running guest, or a reason."""
 
-    def __init__(self, vmm: Vmm, cpr: MigrationAddress, main: MigrationAddress | None) -> None:
+    def __init__(self, vmm: Vmm, accel: Accelerator, incoming: IncomingConfig) -> None:
+        main, cpr = incoming.main, incoming.cpr
+        if cpr is None:
+            raise ConfigError(
+                "-incoming: this VMM receives cpr-transfer only; add a cpr channel, for example "
+                "-incoming cpr,addr.transport=socket,addr.type=unix,addr.path=PATH"
+            )
         self._vmm = vmm
+        self._accel = accel
         self._loop = asyncio.get_running_loop()
         self._cpr_listener = Listener.open(cpr)
         self._main_address: asyncio.Future[MigrationAddress] = self._loop.create_future()
@@ -140,7 +149,9 @@ class TargetUpdate:
         assert isinstance(message, Hello)
         begin_quiet()
         self._hello = message
-        self._refusals = hello_problems(message, self._vmm.config, self._vmm.section_types())
+        self._refusals = hello_problems(
+            message, self._vmm.config, section_types(self._vmm.config, self._accel)
+        )
         self._driver.feed(Event.UNACCEPTABLE if self._refusals else Event.ACCEPTABLE)
 
     def _send_accept(self, _message: Message | None) -> None:
@@ -166,7 +177,8 @@ class TargetUpdate:
         try:
             assert self._hello is not None
             identities = {offer.name: offer.identity for offer in self._hello.fds}
-            await self._vmm.build_incoming(self._driver.received_fds, identities)
+            vmm, fds = self._vmm, self._driver.received_fds
+            vmm.take_machine(await adopt(vmm.config, self._accel, self._loop, vmm, fds, identities))
             leftover = self._driver.received_fds.close_unclaimed()
             if leftover:
                 raise MigrationError(f"received fd(s) {', '.join(leftover)} were never claimed")
@@ -186,11 +198,9 @@ class TargetUpdate:
             with await listener.accept() as sock:
                 self._vmm.set_status(MigrationStatus.ACTIVE)
                 header = await receive_main_header(sock, self._vmm.deadlines().main_ms)
-            if header.nonce != self._hello.nonce:
-                raise MigrationError(
-                    "the main channel belongs to another update: its nonce is not the one of HELLO"
-                )
-            self._vmm.check_main_header(header)
+            problem = main_header_problem(header, self._vmm.config, self._hello.nonce)
+            if problem is not None:
+                raise MigrationError(problem)
         except (CprError, VmmError, OSError) as error:
             self._driver.fail(str(error))
             return
