@@ -114,7 +114,7 @@ DEFAULT_IFUP, DEFAULT_IFDOWN = "/etc/qemu-ifup", "/etc/qemu-ifdown"
 
 @dataclass(frozen=True, slots=True)
 class TapNetdev:
-    """`-netdev tap`: a tap opened by name, or inherited ones (`fds`); a script of None: run none."""
+    """`-netdev tap`: a tap opened by name, or inherited ones (`fds`). No script: run none."""
 
     id: str
     ifname: str | None = None  # None: the kernel chooses

@@ -12,6 +12,7 @@ from vmm.config import (
     ChardevKind,
     DebugConsoleDevice,
     DebugExitDevice,
+    Drive,
     FileAddress,
     FloppyImage,
     IncomingConfig,
@@ -21,6 +22,9 @@ from vmm.config import (
     MemoryBackend,
     MigrationAddress,
     Monitor,
+    TapNetdev,
+    VirtioDevice,
+    VirtioNetDevice,
     VmmConfig,
 )
 from vmm.errors import ConfigError, MigrationError
@@ -53,6 +57,9 @@ class ConfigBuilder:
     loaders: list[LoaderDevice] = field(default_factory=list)
     debug_exits: list[DebugExitDevice] = field(default_factory=list)
     debug_consoles: list[DebugConsoleDevice] = field(default_factory=list)
+    netdevs: dict[str, TapNetdev] = field(default_factory=dict)
+    drives: dict[str, Drive] = field(default_factory=dict)
+    virtio: list[VirtioDevice] = field(default_factory=list)
     floppy: FloppyImage | None = None
     kernel: Path | None = None
     initrd: Path | None = None
@@ -80,6 +87,11 @@ class ConfigBuilder:
             raise ConfigError("cannot use stdio by multiple character devices")
         self.chardevs[chardev.id] = chardev
 
+    def used_netdevs(self) -> frozenset[str]:
+        """The netdevs that a device has."""
+        nets = (device for device in self.virtio if isinstance(device, VirtioNetDevice))
+        return frozenset(device.netdev for device in nets if device.netdev is not None)
+
     def finish(self, machine: MachineOptions, accels: tuple[AccelOptions, ...]) -> VmmConfig:
         """Check what concerns several options together. Raises ConfigError."""
         if self.nographic and self.serial_options == 0:
@@ -88,6 +100,9 @@ class ConfigBuilder:
         if self.initrd is not None and self.kernel is None:
             raise ConfigError("-initrd only allowed with -kernel option")
         self._check_chardevs()
+        self.warnings += [
+            f"netdev {name} has no peer" for name in self.netdevs if name not in self.used_netdevs()
+        ]
         try:
             check_globals(self.migration_globals)
         except MigrationError as error:
@@ -108,6 +123,9 @@ class ConfigBuilder:
             loaders=tuple(self.loaders),
             debug_exits=tuple(self.debug_exits),
             debug_consoles=tuple(self.debug_consoles),
+            netdevs=tuple(self.netdevs.values()),
+            drives=tuple(self.drives.values()),
+            virtio=tuple(self.virtio),
             floppy=self.floppy,
             kernel=self.kernel,
             initrd=self.initrd,

@@ -1,4 +1,4 @@
-"""-kernel, -initrd, -append, -device, -drive, -fda: what the guest starts with."""
+"""-kernel, -initrd, -append, -device: what the guest starts with."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from vmm.cli.builder import ConfigBuilder
-from vmm.config import DebugConsoleDevice, DebugExitDevice, FloppyImage, LoaderDevice
+from vmm.cli.disk import VIRTIO_BLK, VIRTIO_RNG, virtio_blk, virtio_rng
+from vmm.cli.net import VIRTIO_NET, virtio_net
+from vmm.config import DebugConsoleDevice, DebugExitDevice, LoaderDevice
 from vmm.errors import ConfigError
 from vmm.optstr import parse_options
 from vmm.qapi import (
@@ -55,10 +57,17 @@ _DEVICES: Mapping[str, Object] = {
         ),
     ),
     "isa-serial": Object("isa-serial", (_ID, Member("chardev", STR))),
+    "virtio-net-device": VIRTIO_NET,
+    "virtio-blk-device": VIRTIO_BLK,
+    "virtio-rng-device": VIRTIO_RNG,
 }
 DEVICE_NAMES = tuple(_DEVICES)
-_OTHER_BUSES = frozenset({"none", "ide", "scsi", "sd", "pflash", "mtd", "virtio", "xen"})
-_DRIVE_OPTIONS = frozenset({"format", "readonly", "read-only", "index", "unit", "bus", "id"})
+# The names of QEMU's PCI variants, and its short ones; here the same device is on virtio-mmio.
+_ALIASES = {
+    f"virtio-{kind}{suffix}": f"virtio-{kind}-device"
+    for kind in ("net", "blk", "rng")
+    for suffix in ("", "-pci")
+}
 
 
 def kernel(builder: ConfigBuilder, value: str) -> None:
@@ -87,6 +96,9 @@ def device(builder: ConfigBuilder, value: str) -> None:
     driver = given.pop("driver", None)
     if driver is None:
         raise ConfigError("Parameter 'driver' is missing")
+    if driver in _ALIASES:
+        builder.warnings.append(f"{driver} is {_ALIASES[driver]} here: there is no PCI, only mmio")
+        driver = _ALIASES[driver]
     if driver not in _DEVICES:
         raise ConfigError(f"'{driver}' is not a valid device model name")
     clean = checker(_DEVICES[driver], given, unexpected=f"Property '{driver}.{{}}' not found")
@@ -149,32 +161,7 @@ _ADD: Mapping[str, Callable[[ConfigBuilder, dict[str, Any]], None]] = {
     "isa-debug-exit": _debug_exit,
     "isa-debugcon": _debug_console,
     "isa-serial": _isa_serial,
+    "virtio-net-device": virtio_net,
+    "virtio-blk-device": virtio_blk,
+    "virtio-rng-device": virtio_rng,
 }
-
-
-def drive(builder: ConfigBuilder, value: str) -> None:
-    """-drive if=floppy,file=FILE[,format=raw][,readonly=on]: a boot sector."""
-    given = {option.key: option.value for option in parse_options(value)}
-    bus = given.pop("if", "ide")
-    file = given.pop("file", None)
-    if bus in _OTHER_BUSES:
-        raise ConfigError(
-            f"if={bus} is not supported: there are no disks; if=floppy boots a boot sector"
-        )
-    if bus != "floppy":
-        raise ConfigError(f"unsupported bus type '{bus}'")
-    if given.get("format", "raw") != "raw":
-        raise ConfigError(f"format={given['format']} is not supported; use format=raw")
-    for name in given:
-        if name not in _DRIVE_OPTIONS:
-            raise ConfigError(f"Invalid parameter '{name}'")
-    if file is None:
-        raise ConfigError("Must specify either driver or file")
-    fda(builder, file)
-
-
-def fda(builder: ConfigBuilder, value: str) -> None:
-    """-fda FILE."""
-    if builder.floppy is not None:
-        raise ConfigError("there is one floppy drive, and it has an image already")
-    builder.floppy = FloppyImage(Path(value))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from vmm.cli import chardevs, guest, machine, memory, process
+from vmm.cli import chardevs, disk, guest, machine, memory, net, process
 from vmm.cli.builder import ConfigBuilder
 
 WithValue = Callable[[ConfigBuilder, str], None]
@@ -61,11 +61,23 @@ GROUPS: tuple[Group, ...] = (
             OptionSpec(("kernel",), "FILE|builtin", guest.kernel, "ELF, flat binary, boot sector"),
             OptionSpec(("append",), "TEXT", guest.append, "its command line"),
             OptionSpec(("initrd",), "FILE", guest.initrd),
-            OptionSpec(("fda",), "FILE", guest.fda, "boot sector of a raw floppy image"),
-            OptionSpec(("drive",), "if=floppy,format=raw,file=FILE", guest.drive, "the same"),
+            OptionSpec(("fda",), "FILE", disk.fda, "boot sector of a raw floppy image"),
+            OptionSpec(
+                ("drive",),
+                "if=floppy|none,format=raw,file=FILE[,id=ID][,readonly=on]",
+                disk.drive,
+                "the same, or a disk for virtio-blk-device",
+            ),
+            OptionSpec(("blockdev",), "file,node-name=ID,filename=FILE", disk.blockdev),
+            OptionSpec(
+                ("netdev",),
+                "tap,id=ID[,ifname=NAME|,fd=N|,fds=N:N][,script=no][,downscript=no][,queues=N]",
+                net.netdev,
+                "a tap for virtio-net-device",
+            ),
             OptionSpec(
                 ("device",),
-                "loader|isa-debug-exit|isa-debugcon|isa-serial[,…]",
+                "virtio-net-device|virtio-blk-device|virtio-rng-device|loader|isa-…[,…]",
                 guest.device,
                 "a device (-device help)",
             ),
@@ -158,15 +170,13 @@ REFUSED: Mapping[str, str] = {
     "writeconfig": "not supported",
     "preconfig": "not supported; QMP is up from the first millisecond, use -S or -incoming defer",
     "loadvm": "not supported; there are no snapshots",
-    "snapshot": "not supported; there are no disks",
+    "snapshot": "not supported; images are raw files",
     "bios": "not supported; there is no firmware",
     "pflash": "not supported; there is no firmware",
-    "hda": "not supported; there are no disks",
-    "hdb": "not supported; there are no disks",
-    "cdrom": "not supported; there are no disks",
+    "hda": "not supported; use -drive if=none and -device virtio-blk-device",
+    "hdb": "not supported; use -drive if=none and -device virtio-blk-device",
+    "cdrom": "not supported; use -drive if=none and -device virtio-blk-device",
     "fdb": "not supported; there is one floppy drive, -fda",
-    "blockdev": "not supported; there are no disks",
-    "netdev": "not supported; there is no network device yet",
     "mem-path": "not supported; use -object memory-backend-memfd and -machine memory-backend=",
     "mem-prealloc": "not supported; use -object memory-backend-memfd,prealloc=on",
     "usb": "not supported; there is no USB",

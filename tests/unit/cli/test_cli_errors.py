@@ -251,9 +251,9 @@ def test_a_mistake_gets_qemus_text(line: str, text: str | None) -> None:
 REFUSALS = [
     ("-daemonize", "service manager"),
     ("-readconfig x", "command line"),
-    ("-netdev tap,id=n", "no network"),
+    ("-netdev user,id=n", "does not accept value 'user'"),
     ("-bios x", "firmware"),
-    ("-hda x", "no disks"),
+    ("-hda x", "virtio-blk-device"),
     ("disk.img", "no disks"),
     ("-m 64M,slots=1,maxmem=128M", "hot-plug"),
     ("-m 64M,maxmem=128M", "hot-plug"),
