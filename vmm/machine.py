@@ -80,9 +80,9 @@ class Machine:
         lease = self.parts.lease
         self.claim()
         self._loaded = {}
-        epoch = lease.enter()
         for device in self.parts.devices:
             device.start()
+        epoch = lease.enter()  # last of what can fail: until now another process could still run it
         self._threads.resume()
         self.running = True
         return epoch

@@ -249,7 +249,12 @@ class TargetUpdate:
 
     def _run_guest(self, _message: Message | None) -> None:
         if self._runstate is RunState.RUNNING and self._vmm.autostart:
-            self._machine.start()
+            try:
+                self._machine.start()
+            except Exception as error:
+                # Our death frees the lease: with the epoch not moved the source takes it back.
+                self._vmm.finish_with(error)
+                raise
         self._resumed_ns = time.monotonic_ns()
         self._resumed_wall_ns = time.time_ns()
 
