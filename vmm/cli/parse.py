@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from vmm.cli import chardevs, guest, machine, memory
 from vmm.cli.builder import ConfigBuilder
+from vmm.cli.fdset import resolve_fdsets
 from vmm.cli.help import help_text, version_text
 from vmm.cli.table import REFUSED, OptionSpec, option_index
 from vmm.config import VmmConfig
@@ -45,7 +46,9 @@ def parse_args(argv: Sequence[str]) -> VmmConfig:
         if name not in options:
             raise ConfigError(f"{argument}: invalid option")
         _apply(builder, options[name], name, argument, arguments)
-    return builder.finish(machine.finish_machine(builder), machine.finish_accels(builder))
+    return resolve_fdsets(
+        builder.finish(machine.finish_machine(builder), machine.finish_accels(builder))
+    )
 
 
 def _option_name(argument: str) -> str:
