@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from cpr.vmstate import VmState
+from vmm.devices.virtio.net_backend import VNET_HDR_SIZE_BYTES
 from vmm.devices.virtio.virtio_state import TransportState
 
 MAC_SIZE_BYTES = 6
 # As in QEMU: a driver that wants more addresses gets the whole class of them.
 MAC_TABLE_MAX = 64
-# 64 KiB of TCP segmentation offload, an Ethernet and a VLAN header, and the virtio header.
-FRAME_SIZE_MAX_BYTES = 0xFFFF + 14 + 4 + 12
+# 64 KiB of TCP segmentation offload, an Ethernet header with two VLAN tags, the virtio header.
+FRAME_SIZE_MAX_BYTES = (64 << 10) + 22 + VNET_HDR_SIZE_BYTES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
