@@ -171,7 +171,7 @@ class PeerSession:
         # QEMU's successor greets only once it has its first state: launch and migrate overlap.
         launching = asyncio.create_task(self._launch(incoming=channels))
         try:
-            await file_appears(channels.cpr, LAUNCH_MS)
+            await _listens(channels.cpr, launching)
             await old.execute("migrate-set-capabilities", _EVENTS_ON)
             await old.execute("migrate-set-parameters", {"mode": "cpr-transfer"})
             old.forget_events()
@@ -193,6 +193,18 @@ class PeerSession:
 
 _BAD_ENDINGS = frozenset({"failed", "cancelled"})
 _EVENTS_ON = {"capabilities": [{"capability": "events", "state": True}]}
+
+
+async def _listens(path: Path, launching: asyncio.Task[VmmProcess]) -> None:
+    """Wait for a successor's socket; raises at once what ended its launch before that."""
+    appearing = asyncio.create_task(file_appears(path, LAUNCH_MS))
+    try:
+        done, _ = await asyncio.wait({appearing, launching}, return_when=asyncio.FIRST_COMPLETED)
+        if launching in done:
+            launching.result()
+        await appearing
+    finally:
+        appearing.cancel()
 
 
 async def _migrate(old: VmmProcess, channels: Channels) -> None:
