@@ -148,7 +148,7 @@ async def test_guest_on_the_kernel_s_timer_and_interrupt_controller_keeps_tickin
 
 
 @pytest.mark.needs_kvm
-async def test_reset_stops_the_kernel_s_timer_until_the_guest_programs_it_again(
+async def test_guest_on_the_kernel_s_timer_starts_over_when_it_is_reset(
     life: str, guest: MakeGuest
 ) -> None:
     async with Rig("kvm", "-kernel", str(guest("ticks")), *IRQCHIP) as rig:

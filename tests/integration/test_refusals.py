@@ -8,6 +8,7 @@ both sides.
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -208,9 +209,21 @@ MISMATCHES = {
             *("-object", f"memory-backend-memfd,id=ram0,size={RAM_BYTES},share=off"),
             *SERIAL,
         ),
-        "share",
+        "memfd 'ram0': 'share' option is off",
+    ),
+    "machine-type": (
+        (*memory(machine="cpr-2.0"), *SERIAL),
+        "Machine type received is 'cpr-1.0' and local is 'cpr-2.0'",
     ),
 }
+# There is one machine type so far; this command has a second one.
+TWO_MACHINES = """
+import sys
+from vmm.__main__ import main
+from vmm.cli import machine
+machine.MACHINES = (*machine.MACHINES, "cpr-2.0")
+sys.exit(main())
+"""
 
 
 @pytest.mark.parametrize("case", MISMATCHES)
@@ -218,6 +231,7 @@ async def test_successor_that_differs_is_refused_with_the_reason_on_both_sides(
     rig: Rig, guest: MakeGuest, case: str
 ) -> None:
     options, reason = MISMATCHES[case]
+    rig.command = (sys.executable, "-c", TWO_MACHINES)
     await rig.boot()
     new = await rig.successor("-kernel", str(guest("real")), options=options)
     rig.vmm.forget_events()

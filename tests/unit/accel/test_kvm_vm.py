@@ -28,6 +28,7 @@ pytestmark = pytest.mark.needs_kvm
 
 SIPI_PAGE = 0x1  # the start-up vector: the second CPU begins at this page, in real mode
 BOOT_CODE = 0x2000
+PIC_INPUTS = 0  # of struct kvm_pic_state: the levels last seen (last_irr)
 
 # The first CPU sends INIT and SIPI to APIC id 1, says so, and halts.
 START_SECOND_CPU_64 = bytes.fromhex(
@@ -100,6 +101,24 @@ def test_cpus_that_wait_in_the_kernel_are_moved_with_chips_and_apics(rig: Rig) -
 
 def timeless(cpu: CpuState) -> CpuState:
     return replace(cpu, tsc=0, tsc_host_ns=0)
+
+
+def test_interrupt_line_reaches_its_input_of_the_pic(rig: Rig) -> None:
+    vm = rig.vm("kvm", IRQCHIP)
+    lines = {gsi: vm.irq_line(gsi) for gsi in (3, 4)}
+
+    for gsi, level in ((3, True), (4, True), (3, False)):
+        line = lines[gsi]
+        assert line is not None
+        line(level)
+
+    irqchip = vm.save()[0]
+    assert isinstance(irqchip, IrqchipState)
+    assert irqchip.pic_master[PIC_INPUTS] == 1 << 4
+
+
+def test_machine_without_chips_has_no_interrupt_lines(rig: Rig) -> None:
+    assert rig.vm("kvm").irq_line(4) is None
 
 
 def test_new_second_cpu_waits_for_init(rig: Rig) -> None:

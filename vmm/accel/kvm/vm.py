@@ -95,7 +95,7 @@ class KvmVm:
             self._chips.load(states)
 
     def irq_line(self, gsi: int) -> Callable[[bool], None] | None:
-        """See GuestVm.irq_line; the callable raises AccelError when KVM has no such input."""
+        """See GuestVm.irq_line. KVM ignores the level of an input that does not exist."""
         return None if self._chips is None else self._chips.irq_line(gsi)
 
     def close(self) -> None:
