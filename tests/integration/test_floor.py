@@ -21,13 +21,14 @@ async def test_guest_goes_to_and_fro_unharmed_and_its_gap_is_that_of_the_hand_ov
     async with Floor(GuestSpec(ram_bytes=RAM_BYTES, heartbeat_ms=0), accel) as bare:
         before = bare.report()
         began_ns = time.monotonic_ns()
-        gaps = [await bare.hand_over() for _ in range(3)]
+        gaps_ns = [await bare.hand_over() for _ in range(3)]
+        lasted_ns = time.monotonic_ns() - began_ns
         after = bare.report()
     assert after.sequence > before.sequence
     assert after.errors == 0
     assert [cpu.boots for cpu in after.vcpus] == [1]
-    assert began_ns <= gaps[0].end_ns < gaps[1].start_ns < gaps[2].start_ns
-    assert all(gap.length_ns > 0 for gap in gaps)
+    assert all(0 < gap_ns <= after.vcpus[0].max_gap_ns for gap_ns in gaps_ns)
+    assert sum(gaps_ns) < lasted_ns
     assert set(child_pids("self")) == children
 
 

@@ -5,7 +5,7 @@ every state, sends one CBOR message, and blocks until the guest comes back. Noth
 for that but the peer. The main thread only listens for orders, one byte each:
 
     from the parent   ORDER_RUN once, ORDER_HAND_OVER whenever this side has the guest
-    to the parent     READY; PROGRESS from each vCPU that has run for PROGRESS_NS
+    to the parent     READY; PROGRESS of each vCPU that has run for PROGRESS_NS
 
 At the end of file the parent is done or gone, and so is this process.
 """
@@ -16,6 +16,7 @@ import gc
 import json
 import os
 import socket
+import struct
 import sys
 import threading
 from collections.abc import Sequence
@@ -29,7 +30,6 @@ from tools.lab.floor_cpu import bare_cpu
 from vmm.accel import open_accel
 from vmm.accel.base import GuestVm, MappedSlot, StopReason, Vcpu, VmOptions
 from vmm.accel.kick import install_kick_handler
-from vmm.boot.guest.report import GAP_BUCKET_SHIFT
 from vmm.boot.image import plan_boot
 from vmm.config import AccelOptions, VmmConfig
 from vmm.devices.bus import SystemBus
@@ -37,24 +37,29 @@ from vmm.devices.clock import Clock
 
 BLOCK_ID = "ram0"
 GIL_SWITCH_INTERVAL_S = 0.000_1  # as the VMM's (vmm.__main__), which would import all of it
-READY, PROGRESS = b"r", b"p"
+READY = b"r"
+PROGRESS = struct.Struct("=QQ")  # a vCPU's last clock reading there and its first one here, ns
 ORDER_RUN, ORDER_HAND_OVER = b"g", b"h"
 STATE_SIZE_MAX_BYTES = 1 << 20  # one datagram; a vCPU's state has some 3 KiB
-# The guest keeps the longest gap of every 2^GAP_BUCKET_SHIFT ns. It must run for longer than that
-# between two hand-overs, or the longer one of them would hide the other.
-PROGRESS_NS = 5 << GAP_BUCKET_SHIFT - 2
-PROGRESS_STEPS_NS = (PROGRESS_NS, 0)
+# Between two hand-overs the guest does some hundred pages of work, which fills caches as a guest's
+# life between two updates does.
+PROGRESS_NS = 40_000_000
 NEVER_NS = 1 << 63
 
 
 class PacedClock(Clock):
-    """The VMM's clock, which also tells the parent when a vCPU has run for PROGRESS_NS."""
+    """The VMM's clock, which also tells the parent what each vCPU felt and that it goes on.
+
+    The guest measures a gap from one of its readings to the next. Both readings of a hand-over's
+    gap pass through here, so they are known exactly, even where the guest's report has no room for
+    them beside a longer gap of a busy machine.
+    """
 
     def __init__(self, vcpu_count: int, orders: socket.socket) -> None:
         super().__init__(vcpu_count)
         self._orders = orders
         self._due_ns = [NEVER_NS] * vcpu_count
-        self._steps = [0] * vcpu_count
+        self._gaps = [(0, 0)] * vcpu_count
 
     @property
     def latched_ns(self) -> list[int]:
@@ -66,27 +71,23 @@ class PacedClock(Clock):
         self._latched = values
 
     def expect_progress(self) -> None:
-        """Count anew, from each vCPU's next clock reading on."""
+        """Begin anew with each vCPU's next reading."""
         self._due_ns = [0] * len(self._due_ns)
-        self._steps = [0] * len(self._due_ns)
 
     def port_read(self, offset: int, size: int) -> int:
         """As the VMM's."""
-        value = super().port_read(offset, size)
         vcpu = offset >> 3
+        before_ns = self._latched[vcpu]
+        value = super().port_read(offset, size)
         now_ns = self._latched[vcpu]
-        if now_ns > self._due_ns[vcpu]:
-            self._step(vcpu, now_ns)
+        if now_ns > before_ns and now_ns > self._due_ns[vcpu]:
+            if not self._due_ns[vcpu]:
+                self._gaps[vcpu] = (before_ns, now_ns)
+                self._due_ns[vcpu] = now_ns + PROGRESS_NS
+            else:
+                self._due_ns[vcpu] = NEVER_NS
+                self._orders.send(PROGRESS.pack(*self._gaps[vcpu]))
         return value
-
-    def _step(self, vcpu: int, now_ns: int) -> None:
-        """First reading, first after PROGRESS_NS, and the next: by then the one before is noted."""
-        if self._steps[vcpu] == len(PROGRESS_STEPS_NS):
-            self._orders.send(PROGRESS)
-            self._due_ns[vcpu] = NEVER_NS
-        else:
-            self._due_ns[vcpu] = now_ns + PROGRESS_STEPS_NS[self._steps[vcpu]]
-            self._steps[vcpu] += 1
 
 
 class Side:
