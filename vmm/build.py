@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 from cpr.ownedfd import FdTable
 from cpr.vmstate import VmState
@@ -18,10 +17,17 @@ from guestram.layout import RamBlock, RamLayout, pc_layout
 from guestram.lease import ControlPage, RunLease
 from guestram.memfd import MemfdIdentity, MemfdOptions, RamMemfd
 from guestram.ram import GuestRam
-from vmm.accel.base import Accelerator, MappedSlot, VcpuStop, VmOptions
+from vmm.accel.base import Accelerator, MappedSlot, VmOptions
 from vmm.accel.x86_state import CpuState
 from vmm.boot.image import plan_boot
-from vmm.config import Chardev, DebugConsoleDevice, DebugExitDevice, MemoryBackend, VmmConfig
+from vmm.config import (
+    Chardev,
+    DebugConsoleDevice,
+    DebugExitDevice,
+    MemoryBackend,
+    TapNetdev,
+    VmmConfig,
+)
 from vmm.devices.base import PortDevice
 from vmm.devices.bus import SystemBus
 from vmm.devices.chardev import CharBackend, adopt_chardev, open_chardev
@@ -29,28 +35,16 @@ from vmm.devices.clock import Clock, ClockState
 from vmm.devices.debug_console import DebugConsole, DebugConsoleState
 from vmm.devices.debug_exit import DebugExit, DebugExitState
 from vmm.devices.irq import IrqLines
+from vmm.devices.net.netdev import Netdev, adopt_netdev, open_netdev
 from vmm.devices.pc_ports import PcPorts, PcPortsState
 from vmm.devices.serial import COM_PORTS, Serial
 from vmm.devices.serial_state import SerialState
+from vmm.devicespec import DeviceSpec, GuestEvents, Outside, port_device
 from vmm.errors import ConfigError
 from vmm.machine import Machine, MachineParts
 from vmm.update.inventory import LEASE_FD_NAME, chardev_fd_name, ram_fd_name
-
-
-class GuestEvents(Protocol):
-    """What a machine tells its process."""
-
-    def vcpu_stopped(self, index: int, stop: VcpuStop) -> None:
-        """A vCPU stopped by itself: triple fault or an accelerator that cannot go on."""
-        ...
-
-    def guest_exit(self, status: int) -> None:
-        """The guest wrote the debug-exit port."""
-        ...
-
-    def guest_reset(self) -> None:
-        """The guest asked for a reset."""
-        ...
+from vmm.update.netfds import promised_netdev_fds, used_netdevs
+from vmm.virtiospecs import virtio_specs
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +76,11 @@ async def boot(
             chardevs[chardev.id] = open_chardev(chardev, loop)
             undo.callback(chardevs[chardev.id].close)
             await chardevs[chardev.id].wait_connected()
-        machine = _assemble(config, accel, loop, events, memory, chardevs)
+        netdevs = {}
+        for netdev in used_netdevs(config):
+            netdevs[netdev.id] = open_netdev(netdev, loop)
+            undo.callback(netdevs[netdev.id].close)
+        machine = _assemble(config, accel, loop, events, memory, chardevs, netdevs)
         undo.pop_all()
     machine.reset()
     machine.save()  # the first save costs milliseconds: pay before the guest runs, not in an update
@@ -111,7 +109,11 @@ async def adopt(
         for chardev in _device_chardevs(config):
             chardevs[chardev.id] = adopt_chardev(chardev, _claim_chardev(chardev, fds), loop)
             undo.callback(chardevs[chardev.id].close)
-        machine = _assemble(config, accel, loop, events, memory, chardevs)
+        netdevs = {}
+        for netdev in used_netdevs(config):
+            netdevs[netdev.id] = _adopt_or_open(netdev, fds, identities, loop)
+            undo.callback(netdevs[netdev.id].close)
+        machine = _assemble(config, accel, loop, events, memory, chardevs, netdevs)
         undo.pop_all()
     return machine
 
@@ -157,6 +159,7 @@ def _assemble(
     events: GuestEvents,
     memory: _Memory,
     chardevs: Mapping[str, CharBackend],
+    netdevs: Mapping[str, Netdev],
 ) -> Machine:
     boot_plan = plan_boot(config)
     slots = tuple(
@@ -167,11 +170,10 @@ def _assemble(
     with contextlib.ExitStack() as undo:
         vm = accel.create_vm(slots, _vm_options(config))
         undo.callback(vm.close)
-        outside = Outside(chardevs, events, loop, IrqLines(vm.irq_line))
-        devices = tuple(spec.make(outside) for spec in _device_specs(config))
         bus = SystemBus()
-        for device in devices:
-            bus.attach(device)
+        irqs = IrqLines(vm.irq_line)
+        outside = Outside(chardevs, netdevs, events, loop, irqs, memory.ram, bus)
+        devices = tuple(spec.plug(outside) for spec in _device_specs(config))
         lease = RunLease(memory.ram.memfd(first_block).fileno(), memory.control)
         undo.callback(lease.close)
         machine = Machine(
@@ -184,6 +186,7 @@ def _assemble(
                 bus=bus,
                 devices=devices,
                 chardevs=chardevs,
+                netdevs=netdevs,
                 boot=boot_plan,
             ),
             loop,
@@ -193,37 +196,10 @@ def _assemble(
     return machine
 
 
-@dataclass(frozen=True, slots=True)
-class Outside:
-    """What a device may reach beyond its registers."""
-
-    chardevs: Mapping[str, CharBackend]
-    events: GuestEvents
-    loop: asyncio.AbstractEventLoop
-    irqs: IrqLines
-
-    def guest_exit(self, status: int) -> None:
-        """Called on a vCPU thread; passes through the one door to the loop."""
-        self.loop.call_soon_threadsafe(self.events.guest_exit, status)
-
-    def guest_reset(self) -> None:
-        """As `guest_exit`."""
-        self.loop.call_soon_threadsafe(self.events.guest_reset)
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceSpec:
-    """One device of a machine: its section, and how to make it."""
-
-    name: str
-    state_type: type[VmState]
-    make: Callable[[Outside], PortDevice]
-
-
 def _device_specs(config: VmmConfig) -> Iterator[DeviceSpec]:
     """Every device that `config` asks for: the one list that HELLO and the machine come from."""
-    yield DeviceSpec("pc-ports", PcPortsState, lambda outside: PcPorts(outside.guest_reset))
-    yield DeviceSpec("clock", ClockState, lambda _outside: Clock(config.vcpu_count))
+    yield port_device("pc-ports", PcPortsState, lambda outside: PcPorts(outside.guest_reset))
+    yield port_device("clock", ClockState, lambda _outside: Clock(config.vcpu_count))
     if len(config.serials) > len(COM_PORTS):
         raise ConfigError(
             f"-serial: at most {len(COM_PORTS)} serial ports, got {len(config.serials)}"
@@ -234,6 +210,7 @@ def _device_specs(config: VmmConfig) -> Iterator[DeviceSpec]:
         yield _debug_exit_spec(index, exit_config)
     for index, console in enumerate(config.debug_consoles):
         yield _debug_console_spec(index, console)
+    yield from virtio_specs(config)
 
 
 def _serial_spec(index: int, chardev: str) -> DeviceSpec:
@@ -244,12 +221,12 @@ def _serial_spec(index: int, chardev: str) -> DeviceSpec:
         backend = outside.chardevs[chardev]
         return Serial(backend, outside.irqs.connect(irq), iobase=iobase, name=name)
 
-    return DeviceSpec(name, SerialState, make)
+    return port_device(name, SerialState, make)
 
 
 def _debug_exit_spec(index: int, config: DebugExitDevice) -> DeviceSpec:
     name = f"debug-exit{index}"
-    return DeviceSpec(
+    return port_device(
         name,
         DebugExitState,
         lambda outside: DebugExit(config.iobase, config.iosize, outside.guest_exit, name=name),
@@ -262,7 +239,7 @@ def _debug_console_spec(index: int, config: DebugConsoleDevice) -> DeviceSpec:
     def make(outside: Outside) -> PortDevice:
         return DebugConsole(outside.chardevs[config.chardev], iobase=config.iobase, name=name)
 
-    return DeviceSpec(name, DebugConsoleState, make)
+    return port_device(name, DebugConsoleState, make)
 
 
 def _wants_prefault(config: VmmConfig) -> bool:
@@ -302,6 +279,22 @@ def _device_chardevs(config: VmmConfig) -> tuple[Chardev, ...]:
         if name not in by_id:
             raise ConfigError(f"chardev '{name}' does not exist; define it with -chardev")
     return tuple(by_id[name] for name in dict.fromkeys(used))
+
+
+def _adopt_or_open(
+    netdev: TapNetdev,
+    fds: FdTable,
+    identities: Mapping[str, Mapping[str, int]],
+    loop: asyncio.AbstractEventLoop,
+) -> Netdev:
+    """The running guest's tap if it was promised; otherwise (migrate-fds=off) one of our own."""
+    promised = promised_netdev_fds(netdev.id, identities)
+    if not promised:
+        return open_netdev(netdev, loop)
+    with contextlib.ExitStack() as undo:
+        claimed = [undo.enter_context(fds.claim(name)) for name in promised]
+        undo.pop_all()
+    return adopt_netdev(netdev, claimed, identities, loop)
 
 
 def _claim_chardev(chardev: Chardev, fds: FdTable) -> dict[int, int]:

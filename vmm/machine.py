@@ -23,6 +23,7 @@ from vmm.accel.x86_state import CpuState
 from vmm.boot.image import BootPlan
 from vmm.devices.base import Device
 from vmm.devices.chardev import CharBackend
+from vmm.devices.net.netdev import Netdev
 from vmm.errors import MachineError
 from vmm.vcputhread import GuestStopped, VcpuThreads
 
@@ -39,7 +40,12 @@ class MachineParts:
     bus: IoBus
     devices: tuple[Device, ...]
     chardevs: Mapping[str, CharBackend]
+    netdevs: Mapping[str, Netdev]
     boot: BootPlan
+
+    def backends(self) -> tuple[CharBackend | Netdev, ...]:
+        """What connects the devices to the host."""
+        return (*self.chardevs.values(), *self.netdevs.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +155,7 @@ class Machine:
 
     def keep_backends(self) -> None:
         """The guest stays with this process: its back-ends accept clients again."""
-        for backend in self.parts.chardevs.values():
+        for backend in self.parts.backends():
             backend.release_fds()
 
     def reset(self) -> None:
@@ -186,7 +192,7 @@ class Machine:
         parts = self.parts
         for device in parts.devices:
             device.close()
-        for backend in parts.chardevs.values():
+        for backend in parts.backends():
             backend.close()
         parts.vm.close()
         parts.accel.close()

@@ -23,6 +23,7 @@ from tools.lab.namespace_agent import CLONE_NEWNET, CLONE_NEWUSER, REQUEST_MAX_B
 
 # A Python start and a few netlink calls: a busy machine may need seconds, a working one no more.
 AGENT_DEADLINE_S = 30.0
+_INT_SIZE_BYTES = 4
 TXQUEUELEN_DEFAULT = 1000  # Linux's own default for a tap
 
 
@@ -149,15 +150,16 @@ class NetworkNamespace:
 
     def _reply(self) -> tuple[Any, Sequence[int]]:
         try:
-            data, fds, _, _ = socket.recv_fds(self._control, REQUEST_MAX_BYTES, 1)
+            data, ancillary, _, _ = self._control.recvmsg(
+                REQUEST_MAX_BYTES, socket.CMSG_SPACE(_INT_SIZE_BYTES), socket.MSG_CMSG_CLOEXEC
+            )
         except TimeoutError as error:
             raise LabError(
                 f"the network namespace's agent did not answer within {AGENT_DEADLINE_S:g} s"
             ) from error
         if not data:
             raise LabError(f"the network namespace's agent ended with status {self._agent.wait()}")
-        for fd in fds:
-            os.set_inheritable(fd, False)
+        fds = [int.from_bytes(passed, sys.byteorder) for _level, _type, passed in ancillary]
         reply = json.loads(data)
         if "error" in reply:
             raise LabError(f"network namespace: {reply['error']}")

@@ -3,17 +3,30 @@
 All of QEMU's are kept, because clients set and read back what they know. Those about copying RAM
 (bandwidth, throttling, compression, multifd, …) describe work that does not exist when RAM stays in
 place. What would change the promise of an update is refused instead of being ignored (TLS).
-`x-cpr-timeout-ms` is ours: it replaces every deadline of an update.
+
+Ours: `x-cpr-timeout-ms` replaces every deadline of an update. `x-peer-uid` is one more user whose
+process may be the other side (by default our own user and root). `migrate-fds`, also `local`: the
+user wants open fds of network cards to be passed; a cpr mode wants that by itself.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+from cpr.peer import default_allowed_uids
 from vmm.errors import MigrationError
+from vmm.migration.rules import (
+    Rule,
+    cache_size,
+    dirty_limit,
+    downtime,
+    in_range,
+    integer_in_range,
+    no_tls,
+)
 from vmm.qapi import (
     BOOL,
     SIZE,
@@ -42,44 +55,9 @@ class MigrationMode(enum.Enum):
 
 # An update that needs longer than an hour per step is broken; it also keeps timers in range.
 MAX_CPR_TIMEOUT_MS = 3_600_000
-MAX_DOWNTIME_LIMIT_MS = 2_000_000
-_PAGE_SIZE_BYTES = 4096
 
-Rule = Callable[[Any], str | None]
-
-
-def _range(name: str, low: int, high: int, shown_low: int | None = None) -> Rule:
-    """QEMU's most usual range check; its text spells the name with underscores."""
-    shown = low if shown_low is None else shown_low
-    text = f"Parameter '{name}' expects a value between {shown} and {high}"
-    return lambda value: None if low <= value <= high else text
-
-
-def _integer_range(name: str, low: int, high: int, shown_low: str = "") -> Rule:
-    text = f"Parameter '{name}' expects an integer in the range of {shown_low or low} to {high}"
-    return lambda value: None if low <= value <= high else text
-
-
-def _downtime(value: int) -> str | None:
-    if value <= MAX_DOWNTIME_LIMIT_MS:
-        return None
-    return "Parameter 'downtime_limit' expects an integer in the range of 0 to (2000 * 1000) ms"
-
-
-def _cache_size(value: int) -> str | None:
-    if value >= _PAGE_SIZE_BYTES and value & (value - 1) == 0:
-        return None
-    return "Parameter 'xbzrle_cache_size' expects a power of two no less than the target page size"
-
-
-def _dirty_limit(value: int) -> str | None:
-    return None if value >= 1 else "Parameter 'vcpu_dirty_limit' must be greater than 1 MB/s"
-
-
-def _no_tls(value: str | None) -> str | None:
-    if not value:
-        return None
-    return "Parameter 'tls-creds': TLS is not supported; both processes are on one host"
+MIGRATE_FDS = "migrate-fds"
+_LOCAL = "local"  # the name that QEMU's own discussion settled on; the same parameter
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,46 +75,46 @@ def _enum(name: str, *values: str) -> Enum:
 
 
 _SPECS: tuple[_Spec, ...] = (
-    _Spec("announce-initial", SIZE, 50, _range("announce_initial", 0, 100_000)),
-    _Spec("announce-max", SIZE, 550, _range("announce_max", 0, 100_000)),
-    _Spec("announce-rounds", SIZE, 5, _range("announce_rounds", 0, 1000)),
-    _Spec("announce-step", SIZE, 100, _range("announce_step", 1, 10_000, shown_low=0)),
+    _Spec("announce-initial", SIZE, 50, in_range("announce_initial", 0, 100_000)),
+    _Spec("announce-max", SIZE, 550, in_range("announce_max", 0, 100_000)),
+    _Spec("announce-rounds", SIZE, 5, in_range("announce_rounds", 0, 1000)),
+    _Spec("announce-step", SIZE, 100, in_range("announce_step", 1, 10_000, shown_low=0)),
     _Spec(
         "throttle-trigger-threshold",
         UINT8,
         50,
-        _integer_range("throttle_trigger_threshold", 1, 100),
+        integer_in_range("throttle_trigger_threshold", 1, 100),
     ),
-    _Spec("cpu-throttle-initial", UINT8, 20, _integer_range("cpu_throttle_initial", 1, 99)),
-    _Spec("cpu-throttle-increment", UINT8, 10, _integer_range("cpu_throttle_increment", 1, 99)),
+    _Spec("cpu-throttle-initial", UINT8, 20, integer_in_range("cpu_throttle_initial", 1, 99)),
+    _Spec("cpu-throttle-increment", UINT8, 10, integer_in_range("cpu_throttle_increment", 1, 99)),
     _Spec("cpu-throttle-tailslow", BOOL, False),
-    _Spec("tls-creds", STR_OR_NULL, "", _no_tls),
+    _Spec("tls-creds", STR_OR_NULL, "", no_tls),
     _Spec("tls-hostname", STR_OR_NULL, ""),
     _Spec("tls-authz", STR_OR_NULL, ""),
     _Spec("max-bandwidth", SIZE, 128 << 20),
     _Spec("avail-switchover-bandwidth", SIZE, 0),
-    _Spec("downtime-limit", UINT64, 300, _downtime),
+    _Spec("downtime-limit", UINT64, 300, downtime),
     _Spec("x-checkpoint-delay", UINT32, 20_000),
-    _Spec("multifd-channels", UINT8, 2, _range("multifd_channels", 1, 255)),
-    _Spec("xbzrle-cache-size", SIZE, 64 << 20, _cache_size),
+    _Spec("multifd-channels", UINT8, 2, in_range("multifd_channels", 1, 255)),
+    _Spec("xbzrle-cache-size", SIZE, 64 << 20, cache_size),
     _Spec("max-postcopy-bandwidth", SIZE, 0),
     _Spec(
         "max-cpu-throttle",
         UINT8,
         99,
-        _integer_range("max_cpu_throttle", 1, 99, "cpu_throttle_initial"),
+        integer_in_range("max_cpu_throttle", 1, 99, "cpu_throttle_initial"),
     ),
     _Spec("multifd-compression", _enum("MultiFDCompression", "none", "zlib", "zstd"), "none"),
-    _Spec("multifd-zlib-level", UINT8, 1, _range("multifd_zlib_level", 0, 9)),
-    _Spec("multifd-zstd-level", UINT8, 1, _range("multifd_zstd_level", 0, 20)),
-    _Spec("multifd-qatzip-level", UINT8, 1, _range("multifd_qatzip_level", 1, 9)),
+    _Spec("multifd-zlib-level", UINT8, 1, in_range("multifd_zlib_level", 0, 9)),
+    _Spec("multifd-zstd-level", UINT8, 1, in_range("multifd_zstd_level", 0, 20)),
+    _Spec("multifd-qatzip-level", UINT8, 1, in_range("multifd_qatzip_level", 1, 9)),
     _Spec(
         "x-vcpu-dirty-limit-period",
         UINT64,
         1000,
-        _range("x-vcpu-dirty-limit-period", 1, 1000),
+        in_range("x-vcpu-dirty-limit-period", 1, 1000),
     ),
-    _Spec("vcpu-dirty-limit", UINT64, 1, _dirty_limit),
+    _Spec("vcpu-dirty-limit", UINT64, 1, dirty_limit),
     _Spec("mode", Enum("MigMode", tuple(mode.value for mode in MigrationMode)), "normal"),
     _Spec(
         "zero-page-detection",
@@ -144,7 +122,10 @@ _SPECS: tuple[_Spec, ...] = (
         "multifd",
     ),
     _Spec("direct-io", BOOL, False),
-    _Spec("x-cpr-timeout-ms", UINT32, None, _range("x-cpr-timeout-ms", 1, MAX_CPR_TIMEOUT_MS)),
+    _Spec("x-cpr-timeout-ms", UINT32, None, in_range("x-cpr-timeout-ms", 1, MAX_CPR_TIMEOUT_MS)),
+    _Spec("x-peer-uid", UINT32, None),
+    _Spec(MIGRATE_FDS, BOOL, None),
+    _Spec(_LOCAL, BOOL, None),
 )
 _BY_NAME = {spec.name: spec for spec in _SPECS}
 
@@ -192,7 +173,7 @@ class MigrationParameters:
                 "cpu_throttle_initial to 99"
             )
         self._values.update(
-            {name: "" if value is None else value for name, value in updates.items()}
+            {name: "" if value is None else value for name, value in _aliased(updates).items()}
         )
 
     def to_qmp(self) -> dict[str, Any]:
@@ -210,6 +191,25 @@ class MigrationParameters:
         return self.mode is not MigrationMode.NORMAL
 
     @property
+    def passes_fds(self) -> bool:
+        """Whether cards that may (their property migrate-fds) pass their fds: the user's choice.
+
+        Selected by the modes whose processes live side by side; a reboot has nobody to pass to.
+        """
+        both_alive = self.mode in (MigrationMode.CPR_TRANSFER, MigrationMode.CPR_EXEC)
+        return both_alive or self.migrate_fds
+
+    @property
+    def migrate_fds(self) -> bool:
+        """The parameter as it was set."""
+        return bool(self._values.get(MIGRATE_FDS, False))
+
+    def allowed_uids(self) -> frozenset[int]:
+        """The users whose process may be the other side of an update."""
+        extra = self._values.get("x-peer-uid")
+        return default_allowed_uids() if extra is None else default_allowed_uids() | {extra}
+
+    @property
     def x_cpr_timeout_ms(self) -> int | None:
         """What replaces every deadline of an update, if anything."""
         value = self._values.get("x-cpr-timeout-ms")
@@ -224,6 +224,14 @@ class MigrationParameters:
     def direct_io(self) -> bool:
         """Whether files are to be written past the page cache."""
         return bool(self._values["direct-io"])
+
+
+def _aliased(updates: Mapping[str, Any]) -> dict[str, Any]:
+    """Both names of `migrate-fds` get the value of either. Raises MigrationError."""
+    given = {updates[name] for name in (MIGRATE_FDS, _LOCAL) if name in updates}
+    if len(given) > 1:
+        raise MigrationError(f"Parameters '{MIGRATE_FDS}' and '{_LOCAL}' are the same one")
+    return {**updates, **{name: value for value in given for name in (MIGRATE_FDS, _LOCAL)}}
 
 
 CAPABILITIES: tuple[str, ...] = (

@@ -1,11 +1,14 @@
 """What `migrate` and `migrate-incoming` can know to be wrong before anything has changed.
 
-Pure functions, in QEMU 10.0's order, with its texts; the first failure wins, and the status, the
-run state and every fd are as before. Where QEMU crashes (no main channel) we say what is missing.
+Nothing is changed here. In QEMU 10.0's order, with its texts; the first failure wins, and the
+status, the run state and every fd are as before. Where QEMU crashes (no main channel) we say what
+is missing.
 """
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -125,6 +128,9 @@ def _check_transport(
 ) -> None:
     is_file = isinstance(main, FileAddress)
     mapped_ram, multifd = capabilities.is_on("mapped-ram"), capabilities.is_on("multifd")
+    if parameters.migrate_fds and mode is not MigrationMode.CPR_TRANSFER:
+        # In cpr-transfer the fds ride the cpr channel, which is always a unix socket.
+        _check_carries_fds(main)
     if mapped_ram and not is_file:
         raise MigrationError("Migration requires seekable transport (e.g. file)")
     many_channels = isinstance(main, SocketInet | SocketUnix | SocketVsock) or (
@@ -136,6 +142,25 @@ def _check_transport(
         raise MigrationError("Migration requires a transport that allows for extra fds (e.g. file)")
     if mode is MigrationMode.CPR_TRANSFER and is_file:
         raise MigrationError("Migration requires streamable transport (eg unix)")
+
+
+def _check_carries_fds(main: MigrationAddress) -> None:
+    """Raises MigrationError unless fds can go over this channel."""
+    if not isinstance(main, SocketUnix) and not (
+        isinstance(main, SocketFd) and _is_unix_stream(main.name)
+    ):
+        raise MigrationError(
+            "Migration requires a UNIX domain socket as transport, because migrate-fds is enabled"
+        )
+
+
+def _is_unix_stream(name: str) -> bool:
+    """Whether an fd given by number is a unix stream socket."""
+    try:
+        with socket.socket(fileno=os.dup(int(name))) as sock:
+            return sock.family == socket.AF_UNIX and sock.type == socket.SOCK_STREAM
+    except (OSError, ValueError):
+        return False
 
 
 def _check_state(runstate: RunState, status: MigrationStatus) -> None:

@@ -16,6 +16,8 @@ from cpr.messages import PROTOCOL_MAX, PROTOCOL_MIN, FdOffer, Hello, MainHeader
 from cpr.ownedfd import OwnedFd
 from cpr.vmstate import VmState, check_version
 from vmm.config import VmmConfig
+from vmm.devices.net.tun import tap_identity
+from vmm.update.netfds import netdev_fd_name, passed_fd_problems
 
 if TYPE_CHECKING:
     from vmm.machine import Machine
@@ -52,8 +54,11 @@ class FdInventory:
         self._entries = entries
 
     @classmethod
-    def of_machine(cls, machine: Machine) -> FdInventory:
-        """Duplicate and describe everything a successor needs."""
+    def of_machine(cls, machine: Machine, passed: Mapping[str, list[str]]) -> FdInventory:
+        """Duplicate and describe everything a successor needs.
+
+        `passed` are the network cards' fds that go along (`vmm.update.netfds.passed_fds`).
+        """
         parts = machine.parts
         entries: list[_Entry] = []
         for block in parts.ram.layout.blocks:
@@ -69,6 +74,13 @@ class FdInventory:
             for index, fd, kind in backend.fds():
                 name = chardev_fd_name(chardev_id, index)
                 entries.append(_entry(name, kind, fd, file_identity(fd)))
+        wanted = {name for names in passed.values() for name in names}
+        for netdev_id, netdev in parts.netdevs.items():
+            for number, fd, kind in netdev.fds():
+                name = netdev_fd_name(netdev_id, number)
+                if name in wanted:
+                    netdev.hold_fds()
+                    entries.append(_entry(name, kind, fd, tap_identity(fd)))
         return cls(tuple(entries))
 
     @property
@@ -120,6 +132,7 @@ def hello_problems(
     problems = _machine_problems(hello.machine, describe_machine(config))
     problems += _section_problems(hello, local_types)
     problems += _fd_problems(hello, config)
+    problems += passed_fd_problems(hello, config)
     return tuple(problems)
 
 

@@ -43,6 +43,7 @@ from vmm.migration.status import MigrationStatus
 from vmm.migration.transport import connect, send_main_header
 from vmm.runstate import RunState
 from vmm.update.inventory import FdInventory, describe_machine
+from vmm.update.netfds import PASSED_FDS, kept_fds, passed_fds
 from vmm.update.quiet import begin_quiet, end_quiet
 from vmm.version import PRODUCT, VERSION
 
@@ -117,6 +118,8 @@ class SourceUpdate:
         Raises MigrationError when the connection cannot be made (status is `failed` by then).
         """
         self._vmm.set_status(MigrationStatus.SETUP)
+        for warning in kept_fds(self._vmm.config):
+            self._vmm.warn(warning)
         self._connect_task = asyncio.current_task()
         try:
             sock = await connect_unix(
@@ -130,7 +133,9 @@ class SourceUpdate:
             raise MigrationError("the update was cancelled while connecting") from None
         finally:
             self._connect_task = None
-        self._channel = Channel(sock, asyncio.get_running_loop())
+        self._channel = Channel(
+            sock, asyncio.get_running_loop(), allowed_uids=self._vmm.parameters.allowed_uids()
+        )
         self._driver.attach(self._channel)
         self._driver.feed(Event.START)
         if self._driver.handshake.phase is Phase.ABORTED:
@@ -178,14 +183,16 @@ class SourceUpdate:
     def _send_hello(self, _message: Message | None) -> None:
         begin_quiet()
         machine = self._machine
-        self._inventory = FdInventory.of_machine(machine)
+        config = self._vmm.config
+        passed = passed_fds(config, migrate_fds=self._vmm.parameters.passes_fds)
+        self._inventory = FdInventory.of_machine(machine, passed)
         self._send(
             Hello(
                 protocol_min=PROTOCOL_MIN,
                 protocol_max=PROTOCOL_MAX,
                 product=PRODUCT,
                 product_version=VERSION,
-                machine=describe_machine(self._vmm.config),
+                machine=describe_machine(config) | ({PASSED_FDS: passed} if passed else {}),
                 sections=machine.section_headers(),
                 fds=self._inventory.offers(),
                 user_paced=self._vmm.capabilities.pause_before_switchover,

@@ -142,7 +142,7 @@ class TargetUpdate:
     async def _accept(self) -> None:
         sock = await self._cpr_listener.accept()
         self._cpr_listener.close()  # one update at a time: nobody else gets in
-        self._channel = Channel(sock, self._loop)
+        self._channel = Channel(sock, self._loop, allowed_uids=self._vmm.parameters.allowed_uids())
         self._driver.attach(self._channel)
 
     def _check_hello(self, message: Message | None) -> None:

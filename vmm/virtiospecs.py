@@ -1,0 +1,75 @@
+"""The virtio devices of a machine: one register page and one interrupt input each, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import count
+
+from cpr.vmstate import VmState
+from vmm.config import VirtioBlkDevice, VirtioNetDevice, VirtioRngDevice, VmmConfig
+from vmm.devices.base import Device
+from vmm.devices.irq import SetLevel
+from vmm.devices.net.unplugged import Unplugged
+from vmm.devices.virtio.device import VirtioDevice
+from vmm.devices.virtio.memory import GuestMemory
+from vmm.devices.virtio.mmio import mmio_slot
+from vmm.devices.virtio.net import VirtioNet
+from vmm.devices.virtio.net_state import NetState
+from vmm.devices.virtio.rng import RngState, VirtioRng
+from vmm.devicespec import DeviceSpec, Outside
+
+# QEMU's own range for cards without mac=; the first one has exactly this.
+_FIRST_MAC = 0x5254_0012_3456
+
+Make = Callable[[Outside, GuestMemory, SetLevel], VirtioDevice]
+
+
+def virtio_specs(config: VmmConfig) -> Iterator[DeviceSpec]:
+    """Every virtio device that `config` asks for, in command-line order.
+
+    Raises ConfigError when there are more than the machine has pages and interrupt inputs for.
+    """
+    numbers = {kind: count() for kind in (VirtioNetDevice, VirtioBlkDevice, VirtioRngDevice)}
+    for slot, device in enumerate(config.virtio):
+        number = next(numbers[type(device)])
+        if isinstance(device, VirtioNetDevice):
+            yield _net_spec(slot, number, device)
+        elif isinstance(device, VirtioRngDevice):
+            yield _rng_spec(slot, number)
+
+
+def net_section(number: int) -> str:
+    """Section name of the network card `number`."""
+    return f"virtio-net{number}"
+
+
+def _net_spec(slot: int, number: int, device: VirtioNetDevice) -> DeviceSpec:
+    name = net_section(number)
+    mac = device.mac or (_FIRST_MAC + number).to_bytes(6, "big")
+
+    def make(outside: Outside, memory: GuestMemory, set_irq: SetLevel) -> VirtioDevice:
+        backend = Unplugged() if device.netdev is None else outside.netdevs[device.netdev].backend
+        defer = outside.loop.call_soon_threadsafe
+        return VirtioNet(backend, mac, memory, set_irq, defer, name=name)
+
+    return _mmio_device(slot, name, NetState, make)
+
+
+def _rng_spec(slot: int, number: int) -> DeviceSpec:
+    name = f"virtio-rng{number}"
+
+    def make(outside: Outside, memory: GuestMemory, set_irq: SetLevel) -> VirtioDevice:
+        return VirtioRng(memory, set_irq, outside.loop.call_soon_threadsafe, name=name)
+
+    return _mmio_device(slot, name, RngState, make)
+
+
+def _mmio_device(slot: int, name: str, state_type: type[VmState], make: Make) -> DeviceSpec:
+    addresses, gsi = mmio_slot(slot)
+
+    def plug(outside: Outside) -> Device:
+        device = make(outside, GuestMemory(outside.ram.ranges), outside.irqs.connect(gsi))
+        outside.bus.attach_mmio(addresses, device)
+        return device
+
+    return DeviceSpec(name, state_type, plug)
