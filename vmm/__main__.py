@@ -6,6 +6,8 @@ import asyncio
 import sys
 from collections.abc import Sequence
 
+import prctl
+
 from cpr.errors import CprError
 from guestram.errors import RamError
 from vmm.accel.kick import install_kick_handler
@@ -18,7 +20,10 @@ from vmm.say import say
 
 # A vCPU thread that comes back from the guest needs the interpreter lock to serve the exit. This is
 # the longest the loop's thread may keep it from getting it (Python's default is 5 ms).
-GIL_SWITCH_INTERVAL_S = 0.000_1
+GIL_SWITCH_INTERVAL_S = 0.000_02
+# The kernel may round the end of every timed wait up by this, the waits above among them (its
+# default is 50 us).
+TIMER_SLACK_NS = 1_000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = parse_args(sys.argv[1:] if argv is None else argv)
         for warning in config.warnings:
             say(f"warning: {warning}", timestamps=config.timestamps)
+        prctl.set_timerslack(TIMER_SLACK_NS)
         sys.setswitchinterval(GIL_SWITCH_INTERVAL_S)
         install_kick_handler()
         with Pidfile(config.pidfile):

@@ -21,6 +21,9 @@ from vmm.errors import MachineError
 # A kicked vCPU leaves the guest within microseconds (KVM) or one slice (Unicorn). One that has not
 # done so after this long is stuck in the kernel or in a device callback.
 STOP_DEADLINE_MS = 5_000
+# How long the loop's thread makes way for vCPU threads that are about to enter the guest. They need
+# some 0.1 ms; on a machine too busy for that, holding the loop up any longer helps nobody.
+ENTER_LIMIT_MS = 5
 _MS_PER_S = 1000
 
 GuestStopped = Callable[[int, VcpuStop], None]
@@ -44,6 +47,7 @@ class VcpuThread:
         self._go = _held_lock()
         self._parked = _held_lock()
         self._idle = _held_lock()
+        self._entering = _held_lock()
         self._thread = threading.Thread(target=self._main, name=f"vcpu{vcpu.index}", daemon=True)
         self._thread.start()
 
@@ -56,8 +60,13 @@ class VcpuThread:
         """Let the vCPU run; it must be parked."""
         self.vcpu.clear_kick()
         self._idle.acquire(blocking=False)  # forget the wake-up of an earlier stop
+        self._entering.acquire(blocking=False)  # or that of an earlier entry
         self._running = True
         self._go.release()
+
+    def make_way(self, deadline_s: float) -> None:
+        """Keep off the interpreter lock until the vCPU enters the guest, or `deadline_s`."""
+        self._entering.acquire(timeout=max(0.0, deadline_s - time.monotonic()))
 
     def request_stop(self) -> None:
         """Ask the vCPU to leave the guest; returns at once."""
@@ -117,6 +126,8 @@ class VcpuThread:
             self._job_error = error
 
     def _run_until_kicked(self) -> None:
+        # The loop's thread wakes up and waits for the interpreter lock, which `run` gives away.
+        self._entering.release()
         while not self.halted:
             try:
                 stop = self.vcpu.run(self._bus)
@@ -148,9 +159,16 @@ class VcpuThreads:
         return iter(self._threads)
 
     def resume(self) -> None:
-        """Let every vCPU run."""
+        """Let every vCPU run.
+
+        Returns when they enter the guest. If the loop's thread went on at once, its work after the
+        blackout would take the interpreter lock from the vCPUs, and the guest would wait for it.
+        """
         for thread in self._threads:
             thread.resume()
+        deadline_s = time.monotonic() + ENTER_LIMIT_MS / _MS_PER_S
+        for thread in self._threads:
+            thread.make_way(deadline_s)
 
     def stop(self) -> None:
         """Stop every vCPU and wait for the last one; kicked all together, so the wait is one."""

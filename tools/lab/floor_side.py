@@ -22,6 +22,7 @@ import threading
 from collections.abc import Sequence
 
 import cbor2
+import prctl
 
 from guestram.layout import RamBlock, pc_layout
 from guestram.memfd import MemfdIdentity, MemfdOptions, RamMemfd
@@ -36,7 +37,9 @@ from vmm.devices.bus import SystemBus
 from vmm.devices.clock import Clock
 
 BLOCK_ID = "ram0"
-GIL_SWITCH_INTERVAL_S = 0.000_1  # as the VMM's (vmm.__main__), which would import all of it
+# As the VMM's (vmm.__main__), which would import all of it.
+GIL_SWITCH_INTERVAL_S = 0.000_02
+TIMER_SLACK_NS = 1_000
 READY = b"r"
 PROGRESS = struct.Struct("=QQ")  # a vCPU's last clock reading there and its first one here, ns
 ORDER_RUN, ORDER_HAND_OVER = b"g", b"h"
@@ -176,6 +179,7 @@ def main(argv: Sequence[str]) -> None:
         vcpu_count=order["vcpu_count"],
         append=order["append"],
     )
+    prctl.set_timerslack(TIMER_SLACK_NS)
     sys.setswitchinterval(GIL_SWITCH_INTERVAL_S)
     install_kick_handler()
     memfd = RamMemfd.adopt(

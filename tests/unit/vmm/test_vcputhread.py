@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterable
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from tests.framework.scripted_accel import SCRIPT_DEADLINE_S, NoBus, ScriptedVcpu
 from vmm.accel.base import StopReason, VcpuStop
 from vmm.errors import AccelError
-from vmm.vcputhread import VcpuThreads
+from vmm.vcputhread import ENTER_LIMIT_MS, VcpuThreads
 
 HALT = VcpuStop(StopReason.HALTED)
 
@@ -49,6 +50,27 @@ class Rig:
 def entered(vcpus: Iterable[ScriptedVcpu]) -> None:
     for vcpu in vcpus:
         assert vcpu.inside.acquire(timeout=SCRIPT_DEADLINE_S)
+
+
+async def test_resume_returns_at_once_when_every_vcpu_is_halted() -> None:
+    with Rig(ScriptedVcpu(0), ScriptedVcpu(1)) as rig:
+        for thread in rig.threads:
+            thread.halted = True
+        began_s = time.monotonic()
+        for _round in range(100):
+            rig.threads.resume()
+            rig.threads.stop()
+        lasted_ms = (time.monotonic() - began_s) * 1000
+        assert [vcpu.entered for vcpu in rig.vcpus] == [0, 0]
+        assert lasted_ms < 100 * ENTER_LIMIT_MS
+
+
+async def test_resume_does_not_wait_for_ever_for_a_thread_that_does_not_come() -> None:
+    with Rig(ScriptedVcpu()) as rig:
+        (thread,) = rig.threads
+        thread.make_way(time.monotonic() + 0.001)  # nobody was told to run
+        rig.threads.resume()
+        entered(rig.vcpus)
 
 
 async def test_every_vcpu_runs_after_resume_and_none_after_stop() -> None:
