@@ -24,6 +24,7 @@ from vmm.config import (
     Chardev,
     DebugConsoleDevice,
     DebugExitDevice,
+    Drive,
     MemoryBackend,
     TapNetdev,
     VmmConfig,
@@ -39,10 +40,17 @@ from vmm.devices.net.netdev import Netdev, adopt_netdev, open_netdev
 from vmm.devices.pc_ports import PcPorts, PcPortsState
 from vmm.devices.serial import COM_PORTS, Serial
 from vmm.devices.serial_state import SerialState
+from vmm.devices.virtio.blk_image import RawImage
 from vmm.devicespec import DeviceSpec, GuestEvents, Outside, port_device
 from vmm.errors import ConfigError
 from vmm.machine import Machine, MachineParts
-from vmm.update.inventory import LEASE_FD_NAME, chardev_fd_name, ram_fd_name
+from vmm.update.inventory import (
+    LEASE_FD_NAME,
+    chardev_fd_name,
+    drive_fd_name,
+    file_identity,
+    ram_fd_name,
+)
 from vmm.update.netfds import promised_netdev_fds, used_netdevs
 from vmm.virtiospecs import virtio_specs
 
@@ -80,10 +88,13 @@ async def boot(
         for netdev in used_netdevs(config):
             netdevs[netdev.id] = open_netdev(netdev, loop)
             undo.callback(netdevs[netdev.id].close)
-        machine = _assemble(config, accel, loop, events, memory, chardevs, netdevs)
+        images = {}
+        for drive in config.used_drives():
+            images[drive.id] = RawImage.open(str(drive.file), drive.id, read_only=drive.readonly)
+            undo.callback(images[drive.id].close)
+        machine = _assemble(config, accel, loop, events, memory, chardevs, netdevs, images)
         undo.pop_all()
     machine.reset()
-    machine.save()  # the first save costs milliseconds: pay before the guest runs, not in an update
     return machine
 
 
@@ -113,7 +124,11 @@ async def adopt(
         for netdev in used_netdevs(config):
             netdevs[netdev.id] = _adopt_or_open(netdev, fds, identities, loop)
             undo.callback(netdevs[netdev.id].close)
-        machine = _assemble(config, accel, loop, events, memory, chardevs, netdevs)
+        images = {}
+        for drive in config.used_drives():
+            images[drive.id] = _adopt_image(drive, fds, identities)
+            undo.callback(images[drive.id].close)
+        machine = _assemble(config, accel, loop, events, memory, chardevs, netdevs, images)
         undo.pop_all()
     return machine
 
@@ -160,6 +175,7 @@ def _assemble(
     memory: _Memory,
     chardevs: Mapping[str, CharBackend],
     netdevs: Mapping[str, Netdev],
+    images: Mapping[str, RawImage],
 ) -> Machine:
     boot_plan = plan_boot(config)
     slots = tuple(
@@ -172,7 +188,7 @@ def _assemble(
         undo.callback(vm.close)
         bus = SystemBus()
         irqs = IrqLines(vm.irq_line)
-        outside = Outside(chardevs, netdevs, events, loop, irqs, memory.ram, bus)
+        outside = Outside(chardevs, netdevs, images, events, loop, irqs, memory.ram, bus)
         devices = tuple(spec.plug(outside) for spec in _device_specs(config))
         lease = RunLease(memory.ram.memfd(first_block).fileno(), memory.control)
         undo.callback(lease.close)
@@ -187,6 +203,7 @@ def _assemble(
                 devices=devices,
                 chardevs=chardevs,
                 netdevs=netdevs,
+                images=images,
                 boot=boot_plan,
             ),
             loop,
@@ -295,6 +312,18 @@ def _adopt_or_open(
         claimed = [undo.enter_context(fds.claim(name)) for name in promised]
         undo.pop_all()
     return adopt_netdev(netdev, claimed, identities, loop)
+
+
+def _adopt_image(
+    drive: Drive, fds: FdTable, identities: Mapping[str, Mapping[str, int]]
+) -> RawImage:
+    """The running guest's open image, and with it the image lock."""
+    name = drive_fd_name(drive.id)
+    with fds.claim(name) as fd:
+        found = file_identity(fd.fileno())
+        if found != dict(identities[name]):
+            raise ConfigError(f"fd '{name}' is {found}, the source promised {identities[name]}")
+        return RawImage.adopt(fd.detach(), drive.id, str(drive.file), read_only=drive.readonly)
 
 
 def _claim_chardev(chardev: Chardev, fds: FdTable) -> dict[int, int]:

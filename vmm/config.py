@@ -286,6 +286,11 @@ class VmmConfig:
     migration_globals: Mapping[str, str] = field(default_factory=dict)  # -global migration.X=Y
     warnings: tuple[str, ...] = ()  # one line each, printed at start
 
+    def used_drives(self) -> tuple[Drive, ...]:
+        """The drives that have a disk device."""
+        used = {device.drive for device in self.virtio if isinstance(device, VirtioBlkDevice)}
+        return tuple(drive for drive in self.drives if drive.id in used)
+
     def ram_backends(self) -> tuple[MemoryBackend, ...]:
         """The back-ends that are guest RAM, in guest-physical order.
 

@@ -18,6 +18,7 @@ from vmm.devices.bus import SystemBus
 from vmm.devices.chardev import CharBackend
 from vmm.devices.irq import IrqLines
 from vmm.devices.net.netdev import Netdev
+from vmm.devices.virtio.blk_image import RawImage
 
 
 class GuestEvents(Protocol):
@@ -42,6 +43,7 @@ class Outside:
 
     chardevs: Mapping[str, CharBackend]
     netdevs: Mapping[str, Netdev]
+    images: Mapping[str, RawImage]
     events: GuestEvents
     loop: asyncio.AbstractEventLoop
     irqs: IrqLines

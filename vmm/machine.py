@@ -24,6 +24,7 @@ from vmm.boot.image import BootPlan
 from vmm.devices.base import Device
 from vmm.devices.chardev import CharBackend
 from vmm.devices.net.netdev import Netdev
+from vmm.devices.virtio.blk_image import RawImage
 from vmm.errors import MachineError
 from vmm.vcputhread import GuestStopped, VcpuThreads
 
@@ -41,6 +42,7 @@ class MachineParts:
     devices: tuple[Device, ...]
     chardevs: Mapping[str, CharBackend]
     netdevs: Mapping[str, Netdev]
+    images: Mapping[str, RawImage]
     boot: BootPlan
 
     def backends(self) -> tuple[CharBackend | Netdev, ...]:
@@ -192,7 +194,7 @@ class Machine:
         parts = self.parts
         for device in parts.devices:
             device.close()
-        for backend in parts.backends():
+        for backend in (*parts.backends(), *parts.images.values()):
             backend.close()
         parts.vm.close()
         parts.accel.close()

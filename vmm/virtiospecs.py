@@ -10,6 +10,8 @@ from vmm.config import VirtioBlkDevice, VirtioNetDevice, VirtioRngDevice, VmmCon
 from vmm.devices.base import Device
 from vmm.devices.irq import SetLevel
 from vmm.devices.net.unplugged import Unplugged
+from vmm.devices.virtio.blk import VirtioBlk
+from vmm.devices.virtio.blk_state import BlkState
 from vmm.devices.virtio.device import VirtioDevice
 from vmm.devices.virtio.memory import GuestMemory
 from vmm.devices.virtio.mmio import mmio_slot
@@ -36,6 +38,8 @@ def virtio_specs(config: VmmConfig) -> Iterator[DeviceSpec]:
             yield _net_spec(slot, number, device)
         elif isinstance(device, VirtioRngDevice):
             yield _rng_spec(slot, number)
+        else:
+            yield _blk_spec(slot, number, device)
 
 
 def net_section(number: int) -> str:
@@ -53,6 +57,17 @@ def _net_spec(slot: int, number: int, device: VirtioNetDevice) -> DeviceSpec:
         return VirtioNet(backend, mac, memory, set_irq, defer, name=name)
 
     return _mmio_device(slot, name, NetState, make)
+
+
+def _blk_spec(slot: int, number: int, device: VirtioBlkDevice) -> DeviceSpec:
+    name = f"virtio-blk{number}"
+
+    def make(outside: Outside, memory: GuestMemory, set_irq: SetLevel) -> VirtioDevice:
+        image = outside.images[device.drive]
+        defer = outside.loop.call_soon_threadsafe
+        return VirtioBlk(image, memory, set_irq, defer, serial=device.serial, name=name)
+
+    return _mmio_device(slot, name, BlkState, make)
 
 
 def _rng_spec(slot: int, number: int) -> DeviceSpec:

@@ -35,6 +35,11 @@ def chardev_fd_name(chardev_id: str, index: int) -> str:
     return f"chardev:{chardev_id}:{index}"
 
 
+def drive_fd_name(drive_id: str) -> str:
+    """Name of the open image of a drive."""
+    return f"drive:{drive_id}:0"
+
+
 def file_identity(fd: int) -> dict[str, int]:
     """What names an open file apart from its number: device, inode and file type."""
     status = os.fstat(fd)
@@ -74,6 +79,9 @@ class FdInventory:
             for index, fd, kind in backend.fds():
                 name = chardev_fd_name(chardev_id, index)
                 entries.append(_entry(name, kind, fd, file_identity(fd)))
+        for drive_id, image in parts.images.items():
+            fd = image.fileno()
+            entries.append(_entry(drive_fd_name(drive_id), "drive", fd, file_identity(fd)))
         wanted = {name for names in passed.values() for name in names}
         for netdev_id, netdev in parts.netdevs.items():
             for number, fd, kind in netdev.fds():
@@ -213,4 +221,5 @@ def _section_problems(hello: Hello, local_types: Mapping[str, type[VmState]]) ->
 def _fd_problems(hello: Hello, config: VmmConfig) -> list[str]:
     offered = {offer.name for offer in hello.fds}
     needed = [ram_fd_name(backend.id) for backend in config.ram_backends()] + [LEASE_FD_NAME]
+    needed += [drive_fd_name(drive.id) for drive in config.used_drives()]
     return [f"the source does not offer fd '{name}'" for name in needed if name not in offered]
