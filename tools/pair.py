@@ -21,8 +21,11 @@ from typing import Any
 from qemu.qmp import QMPError
 
 from tools.lab.argv import Build, GuestSpec
+from tools.lab.child import PLAIN_CHILD, ChildSetup
 from tools.lab.errors import LabError
 from tools.lab.launcher import Launched, Launcher
+from tools.lab.namespace import NetworkNamespace, TapSpec
+from tools.lab.nics import add_nics
 from tools.lab.options import own_vmm, parse_command, parse_count, parse_size
 from tools.lab.process import VmmProcess
 
@@ -43,8 +46,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 async def _hold(options: argparse.Namespace) -> None:
     guest = GuestSpec(options.mem, options.vcpus, options.pages)
+    with contextlib.ExitStack() as stack:
+        first, nics = PLAIN_CHILD, []
+        if options.net:
+            namespace = stack.enter_context(NetworkNamespace.open())
+            for nic in add_nics(namespace, options.net, TapSpec()):
+                nics += nic.argv()
+            first = ChildSetup(entrance=namespace.entrance())
+        launcher = Launcher(guest, extra=[*nics, *_extra(options)], first=first)
+        await _hold_pair(options, launcher)
+
+
+async def _hold_pair(options: argparse.Namespace, launcher: Launcher) -> None:
     command = options.vmm or own_vmm()
-    async with Launcher(guest, extra=_extra(options)) as launcher:
+    async with launcher:
         stop = _stop_requests()
         serial = ["-serial", f"file:{launcher.run_dir / 'serial.log'}"]
         old = await launcher.start_plain(Build(command, options.accel), serial)
@@ -149,6 +164,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--vcpus", type=parse_count, default=1, metavar="N", help="(default 1)")
     parser.add_argument("--pages", type=int, default=0, metavar="N", help="pages the guest stamps")
     parser.add_argument("--vmm", type=parse_command, metavar="CMD", help="what to run")
+    parser.add_argument(
+        "--net",
+        type=parse_count,
+        default=0,
+        metavar="N",
+        help="N network cards on taps in a network namespace of the pair's own",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     parser.add_argument(
         "extra", nargs=argparse.REMAINDER, metavar="-- ARGS", help="more arguments for both VMMs"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import tempfile
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from tools.lab.argv import (
     migrate_channels,
     vmm_argv,
 )
+from tools.lab.child import PLAIN_CHILD, ChildSetup
 from tools.lab.errors import OptionError
 from tools.lab.heartbeat import HeartbeatReader
 from tools.lab.process import VmmProcess, listen_unix
@@ -59,8 +61,16 @@ class Launched:
 class Launcher:
     """Owns a run directory and the processes in it."""
 
-    def __init__(self, guest: GuestSpec, *, extra: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        guest: GuestSpec,
+        *,
+        extra: Sequence[str] = (),
+        first: ChildSetup = PLAIN_CHILD,
+        successor: ChildSetup = PLAIN_CHILD,
+    ) -> None:
         self.guest = guest
+        self._first, self._successor = first, successor
         self._extra = tuple(extra)
         self._directory = tempfile.TemporaryDirectory(prefix="cpr-")
         self.run_dir = Path(self._directory.name)
@@ -70,6 +80,8 @@ class Launcher:
                 f"the temporary directory {self.run_dir.parent} is too long for unix sockets "
                 f"({SUN_PATH_MAX_BYTES} bytes); set TMPDIR to a shorter one"
             )
+        if successor.uid is not None:
+            os.chown(self.run_dir, successor.uid, successor.uid)  # it binds its main socket there
         self._processes: list[VmmProcess] = []
         self._serial: HeartbeatReader | None = None
         self._count = 0
@@ -171,6 +183,7 @@ class Launcher:
                 qmp_path=qmp_path,
                 inherited=[qmp, *inherited],
                 log_path=self.run_dir / f"{name}.log",
+                child=self._first if incoming is None else self._successor,
             )
         self._processes.append(process)
         cpr, main = sockets or (None, None)

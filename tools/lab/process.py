@@ -17,10 +17,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import prctl
 from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
 from qemu.qmp.qmp_client import NegotiationError
 
+from tools.lab.child import PLAIN_CHILD, ChildSetup
 from tools.lab.deadlines import EXIT_MS, LAUNCH_MS, QMP_REPLY_MS, within
 from tools.lab.errors import LabError, LaunchError
 from tools.lab.procfs import ProcessCounters, read_counters
@@ -71,6 +71,7 @@ class VmmProcess:
         qmp_path: Path,
         inherited: Sequence[socket.socket],
         log_path: Path,
+        child: ChildSetup = PLAIN_CHILD,
     ) -> VmmProcess:
         """Start `argv` and wait until it answers on `qmp_path`; closes the `inherited` sockets.
 
@@ -78,9 +79,11 @@ class VmmProcess:
         LaunchError with the end of the process's stderr.
         """
         try:
-            popen = _spawn(argv, [sock.fileno() for sock in inherited], log_path)
+            popen = _spawn(argv, [sock.fileno() for sock in inherited], log_path, child)
         except OSError as error:
             raise LaunchError(f"{name}: cannot start {argv[0]!r}: {error.strerror}") from error
+        except subprocess.SubprocessError as error:  # all that is known of a failed preexec_fn
+            raise LaunchError(f"{name}: cannot enter its namespace or become its user") from error
         finally:
             for sock in inherited:
                 sock.close()
@@ -190,7 +193,9 @@ class VmmProcess:
         self._exit.set_result(self._popen.wait())
 
 
-def _spawn(argv: Sequence[str], fds: Sequence[int], log_path: Path) -> subprocess.Popen[bytes]:
+def _spawn(
+    argv: Sequence[str], fds: Sequence[int], log_path: Path, child: ChildSetup
+) -> subprocess.Popen[bytes]:
     """Start a process in its own session, stderr and stdout to `log_path`, `fds` inherited."""
     with log_path.open("wb") as log:
         return subprocess.Popen(
@@ -200,9 +205,5 @@ def _spawn(argv: Sequence[str], fds: Sequence[int], log_path: Path) -> subproces
             stderr=subprocess.STDOUT,
             pass_fds=fds,
             start_new_session=True,
-            preexec_fn=_die_with_launcher,  # noqa: PLW1509 - one system call, and no other way to it
+            preexec_fn=child.apply,  # noqa: PLW1509 - a few system calls, and no other way to them
         )
-
-
-def _die_with_launcher() -> None:
-    prctl.set_pdeathsig(signal.SIGKILL)
