@@ -1,8 +1,8 @@
 """A raw disk image: a file or block device, and the lock that keeps a second user away.
 
-The lock is QEMU's, byte for byte, so that QEMU and this VMM respect each other: shared open-file-description locks, at byte 100+p for each permission p that we use and at
-byte 200+p for each that we do not let others use; then a look whether anybody's opposite byte is
-locked.
+The lock is QEMU's, byte for byte, so that QEMU and this VMM respect each other: shared
+open-file-description locks, at byte 100+p for each permission p that we use and at byte 200+p for
+each that we do not let others use; then a look whether anybody's opposite byte is locked.
 
 An update hands over the *description* (SCM_RIGHTS), and with it the lock, which therefore is never
 free in between: no third process can come first. Who of the two processes may use it says the run
