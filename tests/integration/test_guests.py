@@ -45,11 +45,11 @@ async def test_boot_sector_counts_on_in_its_mode(
 
 
 async def test_floppy_image_boots_its_first_sector(
-    accel: str, life: str, guest: MakeGuest, tmp_path: Path
+    life: str, guest: MakeGuest, tmp_path: Path
 ) -> None:
     image = tmp_path / "floppy.img"
     image.write_bytes(guest("protected").read_bytes().ljust(1440 << 10, b"\0"))
-    async with Rig(accel, "-drive", f"if=floppy,format=raw,file={image}") as rig:
+    async with Rig("unicorn", "-drive", f"if=floppy,format=raw,file={image}") as rig:
         await live(rig, life)
 
 

@@ -14,6 +14,9 @@ from tests.framework.rounds import goes_on
 from tests.integration.conftest import MakeGuest
 from tools.lab.procfs import child_pids, find_memfd, leaks, memfd_identity
 
+PAUSE_BEFORE_SWITCHOVER = {
+    "capabilities": [{"capability": "pause-before-switchover", "state": True}]
+}
 RIG_SOCKETS = ("line.sock", "gen*.qmp", "cpr*.sock")
 
 pytestmark = pytest.mark.needs_assembler
@@ -59,21 +62,16 @@ async def test_sockets_of_an_update_are_gone_as_soon_as_they_are_accepted(rig: R
     await goes_on(rig.line)
 
 
-async def test_cpr_path_is_removed_on_accept_while_the_update_still_waits(rig: Rig) -> None:
+async def test_paths_are_gone_while_an_accepted_update_still_waits(rig: Rig) -> None:
     await rig.boot()
-    new = await rig.launch(
-        *("-incoming", "defer", "-incoming", dotted("cpr", rig.run_dir / "own-cpr")),
-        *("-global", "migration.x-events=on"),
-        *("-chardev", f"socket,id=line,path={rig.run_dir}/line.sock,server=on,wait=off"),
-    )
-    main = rig.run_dir / "own-main"
-    assert socket_files(rig) == {"own-cpr"}
-    await rig.migrate(Successor(new, rig.run_dir / "own-cpr", main))
-    await new.execute("migrate-incoming", {"uri": f"unix:{main}"})
-    await story(new, "MIGRATION setup", "MIGRATION active")
-    assert "own-cpr" not in socket_files(rig)
-    await story(rig.vmm)
+    new = await successor_that_binds(rig)
+    await rig.vmm.execute("migrate-set-capabilities", PAUSE_BEFORE_SWITCHOVER)
+    await rig.migrate(new)
+    await story(rig.vmm, "MIGRATION pre-switchover")
     assert socket_files(rig) == set()
+    await rig.vmm.execute("migrate_cancel")
+    await story(rig.vmm)
+    await goes_on(rig.line)
 
 
 async def test_successor_that_ends_unused_removes_its_sockets(rig: Rig) -> None:
