@@ -99,7 +99,7 @@ def _stay(phase: Phase, *events: Event) -> dict[Event, Transition]:
 _GONE = (Event.LOST, Event.PEER_DIED)
 _GIVE_UP = (Event.FAILED, Event.CANCEL, Event.VIOLATION, Event.FAILURE)
 
-# The guest runs (REHEARSING pauses and resumes it by itself): nothing to undo.
+# The guest runs (a rehearsal pauses and resumes it by itself): nothing to undo.
 _SOURCE_RUNS: Row = {
     **_each(_GONE, _go(Phase.ABORTED, Action.REPORT)),
     **_each(_GIVE_UP, _go(Phase.ABORTED, Action.SEND_ABORT, Action.REPORT)),
@@ -139,7 +139,13 @@ _SOURCE: Mapping[Phase, Row] = {
         Event.CONNECTED: _go(Phase.REHEARSING, Action.REHEARSE),
         **_SOURCE_RUNS_DEADLINE,
     },
+    # Twice: the first finds what cannot be loaded and makes all code run once, the second, straight
+    # before the stop, finds processor caches as the blackout will find them.
     Phase.REHEARSING: {
+        Event.PREPARED: _go(Phase.REHEARSING_AGAIN, Action.REHEARSE),
+        **_SOURCE_RUNS_DEADLINE,
+    },
+    Phase.REHEARSING_AGAIN: {
         Event.PREPARED: _go(Phase.STOPPING, Action.STOP_GUEST),
         **_SOURCE_RUNS_DEADLINE,
     },
@@ -231,6 +237,7 @@ _TARGET: Mapping[Phase, Row] = {
         **_TARGET_EMPTY,
     },
     Phase.PREPARED: {
+        Event.REHEARSAL: _go(Phase.REHEARSING, Action.LOAD_REHEARSAL),
         Event.STATE: _go(Phase.LOADING, Action.LOAD_STATE),
         **_TARGET_EMPTY_DEADLINE,
     },
@@ -307,6 +314,7 @@ DEADLINES: Mapping[tuple[Role, Phase], DeadlineName] = MappingProxyType(
         (Role.SOURCE, Phase.CONNECTING): DeadlineName.MAIN,
         (Role.SOURCE, Phase.MAIN_WAIT): DeadlineName.MAIN,
         (Role.SOURCE, Phase.REHEARSING): DeadlineName.REHEARSE,
+        (Role.SOURCE, Phase.REHEARSING_AGAIN): DeadlineName.REHEARSE,
         (Role.SOURCE, Phase.STOPPING): DeadlineName.STOP,
         (Role.SOURCE, Phase.STATE_SENT): DeadlineName.LOAD,
         (Role.SOURCE, Phase.COMMITTED): DeadlineName.RUN,

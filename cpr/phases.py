@@ -29,6 +29,7 @@ class Phase(Enum):
     STATE_SENT = auto()
     COMMITTED = auto()
     RECLAIMING = auto()
+    REHEARSING_AGAIN = auto()
     # both, with different tables
     REHEARSING = auto()
     UNDECIDED = auto()

@@ -59,6 +59,14 @@ class StopTimes:
     stopped_ns: int
 
 
+NamedStates = tuple[tuple[str, VmState], ...]
+
+
+def encode_sections(states: NamedStates) -> tuple[Section, ...]:
+    """What `Machine.capture` gave, as sections."""
+    return tuple(Section.save(name, state) for name, state in states)
+
+
 class Machine:
     """A guest and everything that serves it. All methods run on the loop's thread."""
 
@@ -125,8 +133,12 @@ class Machine:
 
     def save(self) -> tuple[Section, ...]:
         """Every section; the machine must be stopped."""
+        return encode_sections(self.capture())
+
+    def capture(self) -> NamedStates:
+        """The states themselves, not yet encoded; the guest may run again afterwards."""
         self._require_stopped("saved")
-        return tuple(Section.save(name, state) for name, state in self._states())
+        return tuple(self._states())
 
     def load(self, sections: Sequence[Section], epoch: int) -> None:
         """Replace the state of every unit, matched by section name; may be called several times.

@@ -31,6 +31,7 @@ from vmm.say import say
 from vmm.update.quiet import settle_heap
 from vmm.update.source import SourceUpdate
 from vmm.update.target import TargetUpdate
+from vmm.update.warm import warm_up
 
 EXIT_OK = 0
 _BUSY = frozenset(
@@ -113,6 +114,7 @@ class Vmm:
         self.machine = machine
         self._accel = None
         settle_heap()
+        warm_up(machine)
 
     async def _close(self) -> None:
         for update in (self._source, self._target):

@@ -41,6 +41,7 @@ from vmm.config import ChannelType, MigrationAddress, MigrationChannel, SocketUn
 from vmm.errors import MigrationError, VmmError
 from vmm.migration.status import MigrationStatus
 from vmm.migration.transport import connect, send_main_header
+from vmm.machine import encode_sections
 from vmm.runstate import RunState
 from vmm.update.inventory import FdInventory, describe_machine
 from vmm.update.netfds import PASSED_FDS, kept_fds, passed_fds
@@ -60,6 +61,7 @@ _CANCELLABLE = frozenset(
         Phase.CONNECTING,
         Phase.MAIN_WAIT,
         Phase.REHEARSING,
+        Phase.REHEARSING_AGAIN,
         Phase.STOPPING,
         Phase.STATE_SENT,
     }
@@ -242,11 +244,11 @@ class SourceUpdate:
         if was_running:
             machine.stop()
         try:
-            sections = machine.save()
+            states = machine.capture()
         finally:
             if was_running:
                 machine.start()
-        self._send(Rehearsal(sections=sections))
+        self._send(Rehearsal(sections=encode_sections(states)))
 
     # ---- the blackout ---------------------------------------------------------------------------
 

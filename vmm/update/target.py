@@ -72,6 +72,7 @@ class TargetUpdate:
         self._hello: Hello | None = None
         self._refusals: tuple[str, ...] = ()
         self._runstate = RunState.RUNNING
+        self._rehearsed = False
         self._resumed_ns = 0
         self._resumed_wall_ns = 0
         self.exit_on_error = True
@@ -212,9 +213,10 @@ class TargetUpdate:
     def _load_rehearsal(self, message: Message | None) -> None:
         assert isinstance(message, Rehearsal)
         machine = self._machine
-        machine.rehearse()
+        if not self._rehearsed:
+            machine.rehearse()
+            self._rehearsed = True
         machine.load(message.sections, epoch=machine.state_epoch)
-        machine.save()  # warm for the update in which this process will be the source
         self._driver.feed(Event.REHEARSED)
 
     def _send_prepared(self, _message: Message | None) -> None:

@@ -102,7 +102,7 @@ def test_two_drivers_hand_a_guest_over() -> None:
         assert on_source.messages[-1] == Running(3, "running")
         assert [phase for _, _, phase in source.record] == [
             Phase.HELLO_SENT, Phase.FDS_SENT, Phase.CONNECTING, Phase.MAIN_WAIT, Phase.REHEARSING,
-            Phase.STOPPING, Phase.STATE_SENT, Phase.COMMITTED, Phase.DONE,
+            Phase.REHEARSING_AGAIN, Phase.STOPPING, Phase.STATE_SENT, Phase.COMMITTED, Phase.DONE,
         ]  # fmt: skip
         times = [t_ns for t_ns, _, _ in source.record]
         assert times == sorted(times)

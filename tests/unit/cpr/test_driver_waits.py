@@ -48,7 +48,7 @@ def test_a_target_whose_source_connects_and_says_nothing_does_not_wait_for_ever(
 
 def test_a_user_who_sets_the_pace_has_no_deadline() -> None:
     async def story() -> None:
-        driver, performer = driver_in(Role.SOURCE, Phase.REHEARSING, Deadlines(stop_ms=1))
+        driver, performer = driver_in(Role.SOURCE, Phase.REHEARSING_AGAIN, Deadlines(stop_ms=1))
         performer.on = {Action.STOP_GUEST: driver.disarm}
         driver.feed(Event.PREPARED)
         assert driver._timer is None
