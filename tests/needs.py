@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmm.devices.net.tun import CLONE_DEVICE
+
 KVM_DEVICE = "/dev/kvm"
 HUGE_PAGE_POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
 
@@ -48,6 +50,15 @@ def can_assemble() -> bool:
     return all(shutil.which(tool) for tool in ("gcc", "ld"))
 
 
+def tun_opens() -> bool:
+    """Whether this process may make taps in a network namespace of its own."""
+    try:
+        os.close(os.open(CLONE_DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
 def is_root() -> bool:
     """Whether this process may do what only root may."""
     return os.geteuid() == 0
@@ -55,6 +66,7 @@ def is_root() -> bool:
 
 NEEDS = {
     "needs_kvm": Need(kvm_opens, f"{KVM_DEVICE} cannot be opened here"),
+    "needs_tun": Need(tun_opens, f"{CLONE_DEVICE} cannot be opened here"),
     "needs_root": Need(is_root, "not running as root"),
     "needs_hugepage": Need(huge_page_is_free, "no free 2 MiB huge page (vm.nr_hugepages)"),
     "needs_assembler": Need(can_assemble, "no gcc and ld to assemble the test guests with"),

@@ -108,6 +108,10 @@ class NetworkNamespace:
             owner_uid=spec.owner_uid,
         )
 
+    def remove(self, ifname: str) -> None:
+        """Delete a tap under whoever has it open."""
+        self._call("remove", ifname=ifname)
+
     def counters(self, ifname: str = "tap0") -> TapCounters:
         """Read the counters of a tap."""
         result, _ = self._call("counters", ifname=ifname)
@@ -117,6 +121,11 @@ class NetworkNamespace:
         """Open a socket that lives in the namespace; the caller owns it."""
         _, fds = self._call("socket", family=int(family), type=int(kind), proto=proto)
         return socket.socket(fileno=fds[0])
+
+    def open_queue(self, ifname: str = "tap0", *, multi_queue: bool = False) -> int:
+        """Open a queue of a tap, as a launcher does for `-netdev tap,fd=`; the caller owns it."""
+        _, fds = self._call("queue", ifname=ifname, multi_queue=multi_queue)
+        return fds[0]
 
     # ---- running something inside ---------------------------------------------------------------
 

@@ -26,9 +26,17 @@ import prctl
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from vmm.devices.net.tun import open_tap
+from vmm.errors import DeviceError
+
 CLONE_NEWUSER, CLONE_NEWNET = 0x1000_0000, 0x4000_0000
 REQUEST_MAX_BYTES = 64 << 10
 _IFA_F_NODAD = 0x02  # linux/if_addr.h: usable at once, nobody else is on this link
+
+_TAP_FLAGS = {
+    **dict.fromkeys(("no_pi", "vnet_hdr", "persist"), 1),
+    **dict.fromkeys(("one_queue", "tun_excl", "nofilter"), 0),
+}
 
 Operation = Callable[[IPRoute, Mapping[str, Any]], tuple[Any, list[int]]]
 
@@ -61,8 +69,7 @@ def _add_tap(route: IPRoute, request: Mapping[str, Any]) -> tuple[Any, list[int]
         kind="tuntap",
         mode="tap",
         uid=request["owner_uid"],
-        multi_queue=request["multi_queue"],
-        vnet_hdr=True,
+        ifr={**_TAP_FLAGS, "multi_queue": int(request["multi_queue"])},
     )
     if not any(":" in address for address in request["addresses"]):
         # Without it the kernel's router solicitations mix with the frames that are counted. Not
@@ -78,6 +85,11 @@ def _add_tap(route: IPRoute, request: Mapping[str, Any]) -> tuple[Any, list[int]
     return index, []
 
 
+def _remove(route: IPRoute, request: Mapping[str, Any]) -> tuple[Any, list[int]]:
+    route.link("del", index=route.link_lookup(ifname=request["ifname"])[0])
+    return None, []
+
+
 def _counters(route: IPRoute, request: Mapping[str, Any]) -> tuple[Any, list[int]]:
     index = route.link_lookup(ifname=request["ifname"])[0]
     link = route.get_links(index)[0]
@@ -91,10 +103,16 @@ def _open_socket(_route: IPRoute, request: Mapping[str, Any]) -> tuple[Any, list
     return None, [socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol).detach()]
 
 
+def _open_queue(_route: IPRoute, request: Mapping[str, Any]) -> tuple[Any, list[int]]:
+    return None, [open_tap(request["ifname"], multi_queue=request["multi_queue"])]
+
+
 _OPERATIONS: Mapping[str, Operation] = {
     "tap": _add_tap,
+    "remove": _remove,
     "counters": _counters,
     "socket": _open_socket,
+    "queue": _open_queue,
 }
 
 
@@ -109,7 +127,7 @@ def serve(control: socket.socket) -> None:
             try:
                 result, fds = _OPERATIONS[request["op"]](route, request)
                 reply = {"result": result}
-            except (OSError, NetlinkError, IndexError) as error:
+            except (OSError, NetlinkError, IndexError, DeviceError) as error:
                 reply = {"error": f"{request['op']}: {error or type(error).__name__}"}
             socket.send_fds(control, [json.dumps(reply).encode()], fds)
             for fd in fds:
