@@ -152,7 +152,8 @@ class VirtioNet(VirtioDevice):
     def _receive(self, queue: Virtqueue) -> bool:
         """One batch; False when the guest has no buffers."""
         for _ in range(BATCH):
-            if not queue.pending() and self._stall(queue, 0):
+            seen = queue.pending()  # before the look at them: those that come later count as new
+            if not seen and self._stall(queue, 0):
                 return False
             frame = self._held or self._backend.receive()
             if frame is None:
@@ -161,7 +162,7 @@ class VirtioNet(VirtioDevice):
             if not self._wanted(frame) or self._deliver(queue, frame):
                 continue
             self._held = frame
-            if self._stall(queue, queue.pending()):
+            if self._stall(queue, seen):
                 return False
         return True
 

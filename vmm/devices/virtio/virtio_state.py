@@ -100,7 +100,7 @@ class TransportState(VmState):
                 "driver_features_sel": (self.driver_features_sel, _U32),
                 "queue_sel": (self.queue_sel, _U32),
                 "driver_features": (self.driver_features, _U64),
-                "status": (self.status, STATUS_MASK),
+                "status": (self.status & ~STATUS_MASK, 0),
                 "interrupt_status": (self.interrupt_status, INTERRUPT_MASK),
                 "config_generation": (self.config_generation, _U32),
             }

@@ -116,6 +116,16 @@ def test_write_zeroes_zeroes_exactly_its_range(driver: Driver, path: Path, flags
     assert path.read_bytes() == before[:1024] + bytes(3 * 512) + before[5 * 512 :]
 
 
+def test_write_zeroes_works_where_the_file_system_cannot(
+    driver: Driver, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RawImage, "_fallocate", lambda *_arguments: False)
+    before = path.read_bytes()
+    out = struct.pack("<QII", 0, 4, 0)
+    assert request(driver, blk.TYPE_WRITE_ZEROES, out=out)[0] == blk.STATUS_OK
+    assert path.read_bytes() == bytes(4 * 512) + before[4 * 512 :]
+
+
 def test_discard_keeps_the_size_and_what_is_around(driver: Driver, path: Path) -> None:
     before = path.read_bytes()
     out = struct.pack("<QII", 8, 8, 0)

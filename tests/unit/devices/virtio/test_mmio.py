@@ -14,7 +14,7 @@ from vmm.devices.virtio.features import (
     STATUS_NEEDS_RESET,
     VERSION_1,
 )
-from vmm.devices.virtio.rng import VirtioRng
+from vmm.devices.virtio.rng import REQUEST_SIZE_MAX_BYTES, VirtioRng
 from vmm.errors import ConfigError
 
 
@@ -130,6 +130,17 @@ def test_broken_ring_needs_reset_tells_the_driver_and_is_left_alone(driver: Driv
     post(driver)
     driver.kick(0)
     assert driver.queues[0].reap() == []
+
+
+def test_entropy_request_is_bounded_and_needs_a_buffer(driver: Driver) -> None:
+    driver.set_up()
+    driver.queues[0].add(Buffer(0x1_0000, REQUEST_SIZE_MAX_BYTES + 1, True))
+    driver.kick(0)
+    assert [used.written for used in driver.queues[0].reap()] == [REQUEST_SIZE_MAX_BYTES]
+    assert len(set(driver.ram.read(0x1_0000, 256))) > 64
+    driver.queues[0].add(Buffer(0x1_0000, 16))
+    driver.kick(0)
+    assert driver.needs_reset
 
 
 def test_reset_heals_and_forgets_everything(driver: Driver) -> None:

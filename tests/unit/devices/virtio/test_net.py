@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from tests.framework.fake_net import FakeNet
@@ -17,6 +19,7 @@ from vmm.devices.virtio.memory import GuestMemory
 from vmm.devices.virtio.mmio import CONFIG
 from vmm.devices.virtio.net import CONTROL_QUEUE, RX_QUEUE, TX_QUEUE, VirtioNet
 from vmm.devices.virtio.net_backend import NO_OFFLOADS, NetOffloads
+from vmm.devices.virtio.ring import Virtqueue
 from vmm.errors import DeviceError
 
 MAC = bytes.fromhex("525400123456")
@@ -229,6 +232,61 @@ def test_frame_that_found_too_few_buffers_travels_and_comes_first() -> None:
     assert data == bytes(10) + b"\x02\x00" + large + data[226:]
     assert sizes == [128, 98, 12 + len(small)]
     assert other.card.save().held_frame == b""
+
+
+class RacingGuest:
+    """Does something between the device's look at a ring and its request for a notification."""
+
+    def __init__(
+        self, queue: Virtqueue, action: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        listen = queue.listen
+
+        def racing(seen: int = 0) -> bool:
+            monkeypatch.setattr(queue, "listen", listen)
+            action()
+            return listen(seen)
+
+        monkeypatch.setattr(queue, "listen", racing)
+
+
+@pytest.mark.parametrize("features", [0, RING_EVENT_IDX])
+def test_buffer_that_comes_while_the_device_stalls_is_used(
+    features: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = NetRig(FakeNet(), features=VERSION_1 | features)
+    net.give()
+
+    def refill_without_notification() -> None:
+        net.driver.queues[RX_QUEUE].add(Buffer(0x5_0000, 2048, True))
+
+    RacingGuest(net.card.queues[RX_QUEUE], refill_without_notification, monkeypatch)
+    net.arrive(frame_to(MAC), frame_to(MAC))
+    assert len(net.driver.queues[RX_QUEUE].reap()) == 2
+
+
+@pytest.mark.parametrize("features", [0, RING_EVENT_IDX])
+def test_missing_part_of_a_merged_buffer_that_comes_while_the_device_stalls_is_used(
+    features: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = NetRig(FakeNet(), features=VERSION_1 | net_features.MRG_RXBUF | features)
+    net.give(128)
+
+    def refill_without_notification() -> None:
+        net.driver.queues[RX_QUEUE].add(Buffer(0x5_0000, 2048, True))
+
+    RacingGuest(net.card.queues[RX_QUEUE], refill_without_notification, monkeypatch)
+    net.arrive(frame_to(MAC, bytes(200)))
+    assert [used.written for used in net.driver.queues[RX_QUEUE].reap()] == [128, 98]
+
+
+def test_frame_that_comes_while_the_device_goes_idle_is_sent(
+    net: NetRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = lambda: net.transmit(frame_to(MAC, b"late"), kick=False)  # noqa: E731 - one expression
+    RacingGuest(net.card.queues[TX_QUEUE], late, monkeypatch)
+    net.transmit(frame_to(MAC))
+    assert len(net.backend.sent) == 2
 
 
 @pytest.mark.parametrize("mergeable", [0, net_features.MRG_RXBUF])
