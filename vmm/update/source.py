@@ -39,9 +39,9 @@ from cpr.vmstate import Section
 from guestram.errors import LeaseBusyError, LeaseError
 from vmm.config import ChannelType, MigrationAddress, MigrationChannel, SocketUnix
 from vmm.errors import MigrationError, VmmError
+from vmm.machine import StopTimes, encode_sections
 from vmm.migration.status import MigrationStatus
 from vmm.migration.transport import connect, send_main_header
-from vmm.machine import encode_sections
 from vmm.runstate import RunState
 from vmm.update.inventory import FdInventory, describe_machine
 from vmm.update.netfds import PASSED_FDS, kept_fds, passed_fds
@@ -89,6 +89,8 @@ class SourceUpdate:
         self._connect_task: asyncio.Task[None] | None = None
         self._channel: Channel | None = None
         self.stopped_ns = 0
+        self._stop_times: StopTimes | None = None
+        self._stopped_wall_ns = 0
         self.marks: list[tuple[int, str]] = []
         self._actions: Mapping[Action, Callable[[Message | None], None]] = {
             Action.SEND_HELLO: self._send_hello,
@@ -158,6 +160,7 @@ class SourceUpdate:
 
     def resume_switchover(self) -> None:
         """`migrate-continue pre-switchover`."""
+        self._vmm.events.hold()
         self._save()
 
     def retry(self) -> str | None:
@@ -258,26 +261,18 @@ class SourceUpdate:
         self._runstate = vmm.runstate
         self.stopped_ns = time.monotonic_ns()
         if self._machine.running:
-            times = self._machine.stop()
-            self._mark(times.kicked_ns, "kick")
-            self._mark(times.vcpus_stopped_ns, "vcpus-stopped")
-            vmm.set_runstate(RunState.FINISH_MIGRATE)
-            vmm.events.emit("STOP")
-        else:
-            vmm.set_runstate(RunState.FINISH_MIGRATE)
-        vmm.emit_pass(1)
-        vmm.set_status(MigrationStatus.ACTIVE)
+            self._stop_times = self._machine.stop()
+            self._stopped_wall_ns = time.time_ns()
         if vmm.capabilities.pause_before_switchover:
             self._driver.disarm()
+            self._tell_stop()
             vmm.set_status(MigrationStatus.PRE_SWITCHOVER)
             vmm.events.release()
         else:
             self._save()
 
     def _save(self) -> None:
-        self._vmm.set_status(MigrationStatus.DEVICE)
         self._sections = self._machine.save()
-        self._vmm.emit_pass(2)
         self._mark(time.monotonic_ns(), "saved")
         self._driver.feed(Event.SAVED)
 
@@ -291,6 +286,23 @@ class SourceUpdate:
             )
         )
         self._mark(time.monotonic_ns(), "state-sent")
+        # While the successor loads there is time to write down what happened.
+        self._tell_stop()
+        self._vmm.set_status(MigrationStatus.DEVICE)
+        self._vmm.emit_pass(2)
+
+    def _tell_stop(self) -> None:
+        """Run state, status and events of the stop, once; an event keeps the time it happened."""
+        vmm = self._vmm
+        if vmm.runstate is RunState.FINISH_MIGRATE:
+            return
+        vmm.set_runstate(RunState.FINISH_MIGRATE)
+        if self._stop_times is not None:
+            self._mark(self._stop_times.kicked_ns, "kick")
+            self._mark(self._stop_times.vcpus_stopped_ns, "vcpus-stopped")
+            vmm.events.emit("STOP", timestamp_ns=self._stopped_wall_ns)
+        vmm.emit_pass(1)
+        vmm.set_status(MigrationStatus.ACTIVE)
 
     def _release_lease(self, _message: Message | None) -> None:
         self._machine.parts.lease.release()
@@ -333,6 +345,7 @@ class SourceUpdate:
 
     def _resume_guest(self, _message: Message | None) -> None:
         vmm = self._vmm
+        self._tell_stop()
         if self._runstate is RunState.RUNNING:
             self._machine.start()
             self._resumed = True

@@ -25,10 +25,7 @@ from vmm.accel.x86_state import (
 )
 from vmm.errors import AccelError
 
-# Offsets of XSTATE_BV and of what follows the legacy region and the header (SDM vol. 1, 13.4).
-_XSTATE_BV_OFFSET = 512
-_XSAVE_BASE_SIZE_BYTES = 576
-_XSTATE_BASE = 0b11  # x87 and SSE live in the legacy region
+_XSAVE_BASE_SIZE_BYTES = 576  # legacy region and header (SDM vol. 1, 13.4)
 
 # One name for each field of abi.VCPU_EVENTS; None where it is not state.
 _EVENT_FIELDS = (
@@ -221,12 +218,9 @@ def write_xcr0(buffers: VcpuBuffers, xcr0: int) -> None:
 
 
 def read_xsave(buffers: VcpuBuffers) -> bytes:
-    """The XSAVE area, cut after the header when no extended component is in use."""
-    data = buffers.xsave.data
-    in_use = int.from_bytes(data[_XSTATE_BV_OFFSET : _XSTATE_BV_OFFSET + 8], "little")
-    if in_use & ~_XSTATE_BASE:
-        return bytes(data)
-    return bytes(data[:_XSAVE_BASE_SIZE_BYTES])
+    """The XSAVE area up to the last byte that is not zero, and at least to its header's end."""
+    data = bytes(buffers.xsave.data)
+    return data[: max(_XSAVE_BASE_SIZE_BYTES, len(data.rstrip(b"\0")))]
 
 
 def write_xsave(buffers: VcpuBuffers, area: bytes) -> None:
