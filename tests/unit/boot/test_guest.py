@@ -118,7 +118,7 @@ def test_pages_option_limits_the_working_set() -> None:
 
 def test_a_changed_page_is_found_by_the_guest_and_by_the_verifier() -> None:
     guest = Guest(BareRam(RAM_BYTES), append="pages=64 heartbeat_ms=0")
-    guest.machine.run(40 * ITERATION)
+    guest.machine.run(55 * ITERATION)
     next_page = guest.machine.report().vcpus[0].next_page
     assert 20 < next_page < 60
     address = page_address(3, RAM_BYTES)
@@ -178,7 +178,7 @@ def test_gap_is_noted_with_its_time_and_the_largest_is_kept() -> None:
 
 def test_builtin_is_also_there_by_name() -> None:
     guest = Guest(BareRam(RAM_BYTES), append="pages=4", kernel=Path("builtin"))
-    guest.machine.run(20 * ITERATION)
+    guest.machine.run(40 * ITERATION)
     assert guest.machine.report().sequence > 0
 
 

@@ -12,7 +12,7 @@
  *
  * report.py documents the report, direct.py the boot info.
  */
-#include "layout.h"
+#include "net_virtio.h"
 
 #define HEARTBEAT_MS_DEFAULT 100
 #define NS_PER_MS 1000000ull
@@ -110,31 +110,6 @@ static void heartbeat_step(struct heartbeat *beat, struct report *report)
         out8(beat->port + UART_DATA, '\n');
         report->heartbeats++;
     }
-}
-
-/* ---- command line ------------------------------------------------------------------------------ */
-
-/* The number after `name` (which ends in '='), or `otherwise`. Words are separated by spaces. */
-static u64 option(const struct boot_info *info, const char *name, u64 otherwise)
-{
-    const char *text = (const char *)info->cmdline_address;
-    const char *end = text + info->cmdline_length;
-    while (text < end) {
-        const char *expected = name;
-        while (text < end && *expected && *text == *expected)
-            text++, expected++;
-        if (!*expected) {
-            u64 value = 0;
-            while (text < end && *text >= '0' && *text <= '9')
-                value = value * 10 + (*text++ - '0');
-            return value;
-        }
-        while (text < end && *text != ' ')
-            text++;
-        while (text < end && *text == ' ')
-            text++;
-    }
-    return otherwise;
 }
 
 /* ---- gaps -------------------------------------------------------------------------------------- */
@@ -235,6 +210,10 @@ void guest_main(const struct boot_info *info, u64 vcpu)
         out8(beat.port + UART_FCR, 1);
     }
 
+    struct net *net = 0;
+    if (!vcpu)
+        net = net_virtio_start(info, (void *)((u8 *)report + NET_REPORT_OFFSET), report->first_ns);
+
     u64 ram_below_4g = info->ram_below_4g, step = info->vcpu_count;
     u64 pass = report->first_pass;
     u64 checked_from = report->boots == 1 ? pass : pass + 1;
@@ -268,5 +247,7 @@ void guest_main(const struct boot_info *info, u64 vcpu)
             heartbeat_step(&beat, report);
         else if (beat.interval_ns && now >= beat.due_ns)
             heartbeat_begin(&beat, report, now);
+        if (net)
+            net_poll(net, now);
     }
 }
