@@ -327,3 +327,43 @@ def test_malformed_capability_lists_get_qemus_text(value: Any, text: str) -> Non
     with pytest.raises(QapiError) as caught:
         check(CAPABILITY_LIST, value, "capabilities")
     assert str(caught.value) == text
+
+
+@pytest.mark.parametrize("name", ["migrate-fds", "local"])
+def test_migrate_fds_has_two_names_and_is_reported_once_set(name: str) -> None:
+    parameters = MigrationParameters()
+    assert not parameters.to_qmp().keys() & {"migrate-fds", "local"}
+    parameters.set({name: True})
+    assert parameters.migrate_fds
+    assert parameters.to_qmp()["migrate-fds"] is parameters.to_qmp()["local"] is True
+    parameters.set({name: False})
+    assert not parameters.migrate_fds
+
+
+def test_two_names_of_migrate_fds_with_two_values_are_refused() -> None:
+    with pytest.raises(MigrationError, match="are the same one"):
+        MigrationParameters().set({"migrate-fds": True, "local": False})
+
+
+@pytest.mark.parametrize(
+    ("mode", "set_to", "passes"),
+    [
+        ("normal", None, False),
+        ("normal", True, True),
+        ("cpr-transfer", None, True),
+        ("cpr-transfer", False, True),
+        ("cpr-exec", None, True),
+        ("cpr-reboot", None, False),
+    ],
+)
+def test_modes_whose_processes_live_side_by_side_select_migrate_fds(
+    mode: str, set_to: bool | None, passes: bool
+) -> None:
+    parameters = MigrationParameters()
+    parameters.set({"mode": mode} | ({} if set_to is None else {"migrate-fds": set_to}))
+    assert parameters.passes_fds is passes
+
+
+def test_peer_uid_is_allowed_beside_our_own() -> None:
+    parameters = MigrationParameters.from_globals({"x-peer-uid": "65534"})
+    assert parameters.allowed_uids() == MigrationParameters().allowed_uids() | {65534}
