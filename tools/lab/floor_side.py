@@ -44,9 +44,10 @@ READY = b"r"
 PROGRESS = struct.Struct("=QQ")  # a vCPU's last clock reading there and its first one here, ns
 ORDER_RUN, ORDER_HAND_OVER = b"g", b"h"
 STATE_SIZE_MAX_BYTES = 1 << 20  # one datagram; a vCPU's state has some 3 KiB
-# Between two hand-overs the guest does some hundred pages of work, which fills caches as a guest's
-# life between two updates does.
-PROGRESS_NS = 40_000_000
+# Between two hand-overs the guest does some fifty pages of work of its own, and no more: a process
+# that stood by for longer finds its caches cold, and the floor is of warm ones. (Ours goes through
+# its rehearsal a few milliseconds before the stop.)
+PROGRESS_NS = 5_000_000
 NEVER_NS = 1 << 63
 
 

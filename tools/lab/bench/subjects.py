@@ -25,6 +25,7 @@ from vmm.boot.guest.report import GAP_BUCKET_SHIFT, GuestReport
 # The guest keeps the longest gap of every 34 ms. Its long stop between two samples must not share
 # an entry with the blackout, so it runs for some heartbeats (20 ms each) before and after.
 SETTLE_HEARTBEATS = 3
+WARM_UP_AGAIN = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +149,10 @@ class FloorSubject:
         await self._floor.__aexit__(kind, error, trace)
 
     async def sample(self) -> Sample:
-        """Two hand-overs: the first warms both processes again and is not counted."""
+        """Three hand-overs: there and back warms both halves in both processes; one counts."""
         self._floor.resume()
-        await self._floor.hand_over()
+        for _ in range(WARM_UP_AGAIN):
+            await self._floor.hand_over()
         blackout_ns = await self._floor.hand_over()
         self._floor.pause()
         return Sample(blackout_ns=blackout_ns)
