@@ -28,6 +28,7 @@ from vmm.migration.status import MigrationRecord, MigrationStatus
 from vmm.qmp.server import MonitorServer
 from vmm.runstate import RunState, RunstateMachine
 from vmm.say import say
+from vmm.update.priority import Background
 from vmm.update.quiet import settle_heap
 from vmm.update.source import SourceUpdate
 from vmm.update.target import TargetUpdate
@@ -48,8 +49,9 @@ _BUSY = frozenset(
 class Vmm:
     """The process. Everything runs on the loop's thread; only vCPUs have threads of their own."""
 
-    def __init__(self, config: VmmConfig) -> None:
+    def __init__(self, config: VmmConfig, background: Background) -> None:
         self.config = config
+        self.background = background
         self.machine: Machine | None = None
         self.parameters = MigrationParameters.from_globals(config.migration_globals)
         self.capabilities = MigrationCapabilities.from_globals(config.migration_globals)

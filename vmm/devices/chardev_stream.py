@@ -115,10 +115,10 @@ class FdStream:
             self._loop.call_soon_threadsafe(self._resume_reading)
 
     def start(self) -> None:
-        """Begin to read."""
+        """Begin to read, in the loop's next turn: this is called before the guest is entered."""
         self._running = True
         self._paused = False
-        self._watch_readable()
+        self._loop.call_soon(self._watch_if_running)
 
     def stop(self) -> None:
         """Read nothing more, and call the front-end no more."""
@@ -126,6 +126,10 @@ class FdStream:
         self._unwatch()
 
     # ---- on the loop's thread -----------------------------------------------------------
+
+    def _watch_if_running(self) -> None:
+        if self._running and not self._paused:
+            self._watch_readable()
 
     def _watch_readable(self) -> None:
         if self._read_fd is None or self._frontend is None:

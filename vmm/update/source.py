@@ -45,6 +45,7 @@ from vmm.migration.transport import connect, send_main_header
 from vmm.runstate import RunState
 from vmm.update.inventory import FdInventory, describe_machine
 from vmm.update.netfds import PASSED_FDS, kept_fds, passed_fds
+from vmm.update.priority import stay_in_background
 from vmm.update.quiet import begin_quiet, end_quiet
 from vmm.version import PRODUCT, VERSION
 
@@ -320,6 +321,7 @@ class SourceUpdate:
         vmm.migration.set_downtime(resumed_ns - self.stopped_ns)
         vmm.set_runstate(RunState.POSTMIGRATE)
         vmm.set_status(MigrationStatus.COMPLETED)
+        stay_in_background()
         self._finish()
 
     def _reclaim_lease(self, _message: Message | None) -> None:

@@ -214,6 +214,7 @@ class TargetUpdate:
         assert isinstance(message, Rehearsal)
         machine = self._machine
         if not self._rehearsed:
+            self._vmm.background.leave()
             machine.rehearse()
             self._rehearsed = True
         machine.load(message.sections, epoch=machine.state_epoch)
@@ -258,6 +259,7 @@ class TargetUpdate:
                 self._vmm.finish_with(error)
                 raise
         self._resumed_ns = time.monotonic_ns()
+        self.marks.append((self._resumed_ns, "running"))
         self._resumed_wall_ns = time.time_ns()
 
     def _send_running(self, _message: Message | None) -> None:
