@@ -51,7 +51,9 @@ def can_assemble() -> bool:
 
 
 def tun_opens() -> bool:
-    """Whether this process may make taps in a network namespace of its own."""
+    """Whether this process may make taps in a network namespace of its own, as another user too."""
+    if os.geteuid() != 0:
+        return False
     try:
         os.close(os.open(CLONE_DEVICE, os.O_RDWR | os.O_CLOEXEC))
     except OSError:
@@ -66,7 +68,7 @@ def is_root() -> bool:
 
 NEEDS = {
     "needs_kvm": Need(kvm_opens, f"{KVM_DEVICE} cannot be opened here"),
-    "needs_tun": Need(tun_opens, f"{CLONE_DEVICE} cannot be opened here"),
+    "needs_tun": Need(tun_opens, f"not root, or {CLONE_DEVICE} cannot be opened here"),
     "needs_root": Need(is_root, "not running as root"),
     "needs_hugepage": Need(huge_page_is_free, "no free 2 MiB huge page (vm.nr_hugepages)"),
     "needs_assembler": Need(can_assemble, "no gcc and ld to assemble the test guests with"),

@@ -75,6 +75,22 @@ def test_pair_is_updated_by_a_stock_qmp_client_and_ends_when_both_have_quit(
     assert not Path(described["old"]["qmp"]).parent.exists()
 
 
+@pytest.mark.needs_tun
+@pytest.mark.needs_root
+def test_pair_with_network_cards_has_taps_that_the_host_does_not_see() -> None:
+    process = subprocess.Popen(
+        (*COMMAND, "--net", "2"), cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    described = json.loads(process.stdout.readline())
+    fdinfo = Path(f"/proc/{described['old']['pid']}/fdinfo")
+    taps = [line for entry in fdinfo.iterdir() for line in entry.read_text().splitlines()]
+    assert sorted(line.split()[1] for line in taps if line.startswith("iff:")) == ["tap0", "tap1"]
+    assert not Path("/sys/class/net/tap0").exists()
+    process.communicate(timeout=EXIT_DEADLINE_S)  # the end of its standard input
+    assert process.returncode == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_ends_the_pair_and_removes_everything(
     pair: subprocess.Popen[bytes], number: signal.Signals
