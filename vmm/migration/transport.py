@@ -47,6 +47,14 @@ async def connect(address: MigrationAddress, timeout_ms: int) -> socket.socket:
     return sock
 
 
+def connect_reason(address: MigrationAddress, error: BaseException) -> str:
+    """QEMU's text for a failed connection."""
+    if isinstance(error, OSError) and error.strerror:
+        where = getattr(address, "path", None) or str(address)
+        return f"Failed to connect to '{where}': {error.strerror}"
+    return str(error)
+
+
 class Listener:
     """A listening stream socket for one connection; removes its socket file when closed."""
 

@@ -41,7 +41,7 @@ from vmm.config import ChannelType, MigrationAddress, MigrationChannel, SocketUn
 from vmm.errors import MigrationError, VmmError
 from vmm.machine import StopTimes, encode_sections
 from vmm.migration.status import MigrationStatus
-from vmm.migration.transport import connect, send_main_header
+from vmm.migration.transport import connect, connect_reason, send_main_header
 from vmm.runstate import RunState
 from vmm.update.inventory import FdInventory, describe_machine
 from vmm.update.netfds import PASSED_FDS, kept_fds, passed_fds
@@ -131,7 +131,7 @@ class SourceUpdate:
                 self._unix_path(), timeout_ms=self._vmm.deadlines().connect_ms
             )
         except (CprError, VmmError, OSError) as error:
-            reason = _connect_reason(self._cpr_address, error)
+            reason = connect_reason(self._cpr_address, error)
             self._vmm.set_status(MigrationStatus.FAILED, reason)
             raise MigrationError(reason) from error
         except asyncio.CancelledError:
@@ -232,7 +232,7 @@ class SourceUpdate:
             with await connect(self._main_address, deadline_ms) as sock:
                 await send_main_header(sock, header, deadline_ms)
         except (CprError, VmmError, OSError) as error:
-            self._driver.fail(_connect_reason(self._main_address, error))
+            self._driver.fail(connect_reason(self._main_address, error))
             return
         if self._driver.handshake.phase is Phase.CONNECTING:
             self._driver.feed(Event.MAIN_SENT)
@@ -395,11 +395,3 @@ class SourceUpdate:
         if not isinstance(self._cpr_address, SocketUnix):
             raise MigrationError("bad cpr channel address; must be unix")
         return self._cpr_address.path
-
-
-def _connect_reason(address: MigrationAddress, error: BaseException) -> str:
-    """QEMU's text for a failed connection."""
-    if isinstance(error, OSError) and error.strerror:
-        where = getattr(address, "path", None) or str(address)
-        return f"Failed to connect to '{where}': {error.strerror}"
-    return str(error)
