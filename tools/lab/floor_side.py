@@ -37,7 +37,7 @@ from vmm.devices.bus import SystemBus
 from vmm.devices.clock import Clock
 
 BLOCK_ID = "ram0"
-# As the VMM's (vmm.__main__), which would import all of it.
+# As the VMM's (vmm.command), which would import all of it.
 GIL_SWITCH_INTERVAL_S = 0.000_02
 TIMER_SLACK_NS = 1_000
 READY = b"r"

@@ -72,9 +72,15 @@ async def test_failed_hand_over_ends_everything_and_is_not_hidden() -> None:
 
 def test_row_gives_milliseconds_phases_and_the_conditions() -> None:
     phase = Phase("save", Side.OLD, 0, MS // 4)
-    samples = {"x": [Sample(2 * MS, 3 * MS, (phase,)), Sample(4 * MS, 5 * MS, (phase,))]}
+    samples = {
+        "x": [
+            Sample(2 * MS, 1 * MS, 3 * MS, (phase,)),
+            Sample(4 * MS, None, 5 * MS, (phase,)),
+        ]
+    }
     row = update_row(Group.RAM, "x", samples, "kvm", GuestSpec(1 << 30, pages=7, prealloc=True))
     assert row.figures["blackout_ms"] == Summary(2, 2.0, 4.0, 4.0)
+    assert row.figures["switch_ms"] == Summary(1, 1.0, 1.0, 1.0)  # the other one was hidden
     assert row.figures["downtime_ms"].p50 == 3.0
     assert row.phases_ms == {"save": 0.25}
     assert row.conditions["RAM"] == "1G memfd, every page allocated and mapped"

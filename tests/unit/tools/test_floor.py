@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tools.lab import floor_side
-from vmm.__main__ import GIL_SWITCH_INTERVAL_S, TIMER_SLACK_NS
+from vmm.command import GIL_SWITCH_INTERVAL_S, TIMER_SLACK_NS
 
 
 def test_floor_switches_threads_as_often_as_the_vmm() -> None:

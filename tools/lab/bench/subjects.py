@@ -32,7 +32,8 @@ WARM_UP_AGAIN = 2
 class Sample:
     """One hand-over. Times in nanoseconds of CLOCK_MONOTONIC."""
 
-    blackout_ns: int
+    blackout_ns: int  # the longest gap of the whole update, as the guest felt it
+    switch_ns: int | None = None  # the gap at the switch alone; None where a longer one hid it
     downtime_ns: int | None = None  # RESUME of new minus STOP of old; the floor has no such events
     phases: tuple[Phase, ...] = ()
 
@@ -118,7 +119,15 @@ class OursSubject:
         self._launcher.remove_sockets(new)
         self._check(report)
         phases = blackout_phases({Side.OLD: result.old_marks, Side.NEW: result.new_marks})
-        return Sample(_blackout_ns(report, result, phases), result.downtime_ns, phases)
+        switch = None
+        if phases:
+            switch = report.longest_gap(phases[0].end_ns, phases[0].end_ns)
+        return Sample(
+            blackout_ns=_blackout_ns(report, result, hidden=bool(phases) and switch is None),
+            switch_ns=None if switch is None else switch.length_ns,
+            downtime_ns=result.downtime_ns,
+            phases=phases,
+        )
 
     def _check(self, report: GuestReport) -> None:
         if report.errors or self._serial.problems:
@@ -155,21 +164,17 @@ class FloorSubject:
             await self._floor.hand_over()
         blackout_ns = await self._floor.hand_over()
         self._floor.pause()
-        return Sample(blackout_ns=blackout_ns)
+        return Sample(blackout_ns=blackout_ns, switch_ns=blackout_ns)
 
 
-def _blackout_ns(report: GuestReport, result: UpdateResult, phases: Sequence[Phase]) -> int:
+def _blackout_ns(report: GuestReport, result: UpdateResult, *, hidden: bool) -> int:
     """Find the longest gap during the update.
 
     On a busy machine a longer gap just before the update can hide the blackout, because they share
     an entry of the guest's report. Then that longer one counts, so that no blackout looks shorter
     than it was.
     """
-    since_ns = result.started_ns
-    if phases:
-        stopped_ns = phases[0].end_ns
-        if report.longest_gap(stopped_ns, stopped_ns) is None:
-            since_ns -= 1 << GAP_BUCKET_SHIFT
+    since_ns = result.started_ns - (1 << GAP_BUCKET_SHIFT if hidden else 0)
     gap = report.longest_gap(since_ns, result.completed_ns)
     if gap is None:
         raise CheckFailedError("the guest noted no gap during the update; its report is damaged")

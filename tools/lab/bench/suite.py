@@ -205,10 +205,15 @@ def update_row(
 ) -> Row:
     """Summarise one subject's samples."""
     own = samples[name]
-    figures = {"blackout_ms": Summary.of([sample.blackout_ns / NS_PER_MS for sample in own])}
-    downtimes = [s.downtime_ns / NS_PER_MS for s in own if s.downtime_ns is not None]
-    if downtimes:
-        figures["downtime_ms"] = Summary.of(downtimes)
+    figures = {}
+    for name_ms, values_ns in (
+        ("blackout_ms", [sample.blackout_ns for sample in own]),
+        ("switch_ms", [sample.switch_ns for sample in own]),
+        ("downtime_ms", [sample.downtime_ns for sample in own]),
+    ):
+        known = [value_ns / NS_PER_MS for value_ns in values_ns if value_ns is not None]
+        if known:
+            figures[name_ms] = Summary.of(known)
     return Row(group.value, name, guest_conditions(accel, guest, devices), figures, phases_ms(own))
 
 
@@ -246,7 +251,7 @@ def _peer_row(side: Side) -> Row:
             "measured": f"stall of the counter, sampled outside; {len(side.quiet)} quiet updates "
             f"of {len(side.samples)}",
         },
-        {"gap_ms": side.gap_ms},
+        {"gap_ms": side.gap_ms, "switch_ms": side.switch_ms},
     )
 
 
