@@ -17,6 +17,7 @@ from pathlib import Path
 from tools.lab.argv import Build, GuestSpec
 from tools.lab.chain import ChainPlan, run_chain
 from tools.lab.errors import LabError, OptionError
+from tools.lab.load import parse_load
 from tools.lab.options import (
     available_accels,
     own_vmm,
@@ -87,6 +88,7 @@ def make_plans(options: argparse.Namespace) -> tuple[ChainPlan, ...]:
             guest=guest,
             seed=options.seed,
             replay=_replay(options, name),
+            load=options.load,
         )
         for name, accels in _chains(options.accel, options.vcpus)
     )
@@ -128,6 +130,8 @@ def _replay(options: argparse.Namespace, chain: str) -> str:
     for name in ("old", "new"):
         if command := getattr(options, name):
             words += [f"--{name}", shlex.join(command)]
+    if options.load:
+        words += ["--load", str(options.load)]
     return shlex.join(words)
 
 
@@ -179,6 +183,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--new", type=parse_command, metavar="CMD", help="VMM of odd generations (default: --old)"
+    )
+    parser.add_argument(
+        "--load",
+        type=parse_load,
+        metavar="LOAD",
+        help="traffic over a tap during all updates, every frame accounted for: udp=PPS (of each "
+        "of two flows, each way), tcp=STREAMS, ping; for example udp=1000,tcp=4,ping",
     )
     parser.add_argument("--json", metavar="FILE", help="write every figure of every update")
     parser.add_argument("--html", metavar="FILE", help="write one self-contained page")

@@ -35,6 +35,22 @@ def test_chain_of_updates_keeps_every_promise(
     assert "no progress for" in html_path.read_text()
 
 
+@pytest.mark.needs_tun
+def test_no_frame_and_no_byte_is_lost_in_updates_under_load(
+    accel: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "drill.json"
+    options = ("--load", "udp=100,tcp=2,ping", "--pages", "1024", "--json", str(path))
+    assert run_drill("--accel", accel, *options) == drill.EXIT_PASS, capsys.readouterr().out
+    (chain,) = json.loads(path.read_text())["chains"]
+    for ledger in (chain["baseline"], chain["ledger"]):
+        assert len(ledger["directions"]) == 6  # two flows each way, ping, the guest's own
+        assert all(way["sent"] and way["sent"] == way["received"] for way in ledger["directions"])
+        assert [stream["exact"] for stream in ledger["streams"]] == [True, True]
+        assert all(stream["bytes_sent"] for stream in ledger["streams"])
+    assert "tap dropped 0" in capsys.readouterr().out
+
+
 @pytest.mark.needs_kvm
 def test_guest_changes_accelerator_back_and_forth(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_drill("--accel", "alternate") == drill.EXIT_PASS, capsys.readouterr().out

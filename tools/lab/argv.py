@@ -27,6 +27,7 @@ class GuestSpec:
     pages: int = 0  # working set of the built-in guest in 4 KiB pages; 0 = all RAM
     heartbeat_ms: int = HEARTBEAT_MS_DEFAULT
     prealloc: bool = False  # allocate and map all of RAM before the guest starts
+    network: str = ""  # further words of the command line: addresses and flows
 
     @property
     def append(self) -> str:
@@ -34,6 +35,8 @@ class GuestSpec:
         words = [f"heartbeat_ms={self.heartbeat_ms}"]
         if self.pages:
             words.append(f"pages={self.pages}")
+        if self.network:
+            words.append(self.network)
         return " ".join(words)
 
 

@@ -8,9 +8,10 @@ the end, the guest is stopped and every stamped page of RAM is checked.
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 from qemu.qmp import ExecuteError
 
@@ -20,10 +21,12 @@ from tools.lab.errors import CheckFailedError, LabError
 from tools.lab.gaps import find_gaps
 from tools.lab.heartbeat import Heartbeat, HeartbeatReader
 from tools.lab.launcher import Launched, Launcher
+from tools.lab.load import LoadSpec
 from tools.lab.process import VmmProcess
 from tools.lab.procfs import ProcessCounters, find_memfd, leaks, memfd_identity
 from tools.lab.ramview import RamView
 from tools.lab.results import ChainResult, UpdateRecord
+from tools.lab.traffic import Traffic
 from tools.lab.update import UpdateResult, live_update
 from vmm.boot.guest.report import GuestReport, sequence_problems, verify_stamps
 from vmm.errors import BootError
@@ -43,6 +46,7 @@ class ChainPlan:
     guest: GuestSpec
     seed: int
     replay: str
+    load: LoadSpec | None = None
 
     def build(self, generation: int) -> Build:
         """The build of a generation; 0 boots the guest."""
@@ -57,8 +61,10 @@ async def run_chain(plan: ChainPlan, on_update: OnUpdate) -> ChainResult:
     chain = _Chain(plan)
     failure: str | None = None
     try:
-        async with Launcher(plan.guest) as launcher:
-            await chain.run(launcher, on_update)
+        with contextlib.ExitStack() as stack:
+            chain.traffic = Traffic.prepare(plan.load, stack) if plan.load else None
+            async with _launcher(plan, chain.traffic) as launcher, chain.ended():
+                await chain.run(launcher, on_update)
     except (LabError, ExecuteError, BootError) as error:
         failure = f"{chain.where}: {error}"
     return ChainResult(
@@ -71,7 +77,17 @@ async def run_chain(plan: ChainPlan, on_update: OnUpdate) -> ChainResult:
         heartbeats=chain.heartbeats,
         replay=plan.replay,
         failure=failure,
+        load=plan.load,
+        baseline=chain.traffic.baseline if chain.traffic else None,
+        ledger=chain.traffic.ledger if chain.traffic else None,
     )
+
+
+def _launcher(plan: ChainPlan, traffic: Traffic | None) -> Launcher:
+    if traffic is None:
+        return Launcher(plan.guest)
+    guest = replace(plan.guest, network=traffic.guest_words)
+    return Launcher(guest, extra=traffic.nic.argv(), first=traffic.child)
 
 
 @dataclass(slots=True)
@@ -83,6 +99,7 @@ class _Chain:
     ram_verifications: int = 0
     heartbeats: int = 0
     where: str = "start"
+    traffic: Traffic | None = None
     _steady: dict[str, ProcessCounters] = field(default_factory=dict)
 
     async def run(self, launcher: Launcher, on_update: OnUpdate) -> None:
@@ -92,6 +109,9 @@ class _Chain:
         launcher.remove_sockets(current)
         await serial.wait_lines(1)
         with RamView(current.process.pid, plan.guest.ram_bytes, plan.guest.vcpu_count) as ram:
+            if self.traffic is not None:
+                self.where = "the load without updates"
+                await self.traffic.start(ram.net_report)
             for number in range(1, plan.count + 1):
                 build = plan.build(number)
                 self.where = f"update {number} ({accel_label(plan.build(number - 1))} -> "
@@ -106,9 +126,21 @@ class _Chain:
                 if number % VERIFY_EVERY_UPDATES == 0 or number == plan.count:
                     await self._verify_ram(current.process, ram, serial)
                 on_update(record)
+            if self.traffic is not None:
+                self.where = "the load over all updates"
+                await self.traffic.stop(ram.net_report)
             self.where = "the end of the chain"
             await _quit_cleanly(current.process)
         self.heartbeats = serial.lines
+
+    @contextlib.asynccontextmanager
+    async def ended(self) -> AsyncIterator[None]:
+        """End the load, if there is one, whatever happens inside."""
+        try:
+            yield
+        finally:
+            if self.traffic is not None:
+                await self.traffic.end()
 
     async def _update(
         self,

@@ -15,6 +15,7 @@ from guestram.layout import PC_HOLE_END, PC_HOLE_START
 from tools.lab.errors import CheckFailedError
 from tools.lab.procfs import MemfdIdentity, find_memfd, memfd_identity
 from vmm.boot.guest import report as guest_report
+from vmm.boot.guest.net_report import NetLink, NetReport, parse_net
 from vmm.boot.guest.report import GuestReport
 
 
@@ -75,6 +76,18 @@ class RamView:
         Raises BootError when the guest has not started.
         """
         return guest_report.parse(self._report[:])
+
+    def net_report(self) -> NetReport:
+        """Read the report of the built-in guest's network stack.
+
+        Raises CheckFailedError when the guest has no network.
+        """
+        report = parse_net(self._report[:])
+        if report is None or report.link is not NetLink.UP:
+            raise CheckFailedError(
+                f"the guest has no network ({'not asked for' if report is None else report.link!r})"
+            )
+        return report
 
     def close(self) -> None:
         """Unmap and close; harmless the second time."""

@@ -11,6 +11,8 @@ from typing import Any
 
 from tools.lab.argv import GuestSpec
 from tools.lab.gaps import UpdateGaps
+from tools.lab.load import LoadSpec
+from tools.lab.load_ledger import LoadResult
 from tools.lab.procfs import ProcessCounters
 from tools.lab.stats import Summary, linear_slope
 from tools.lab.timeline import Mark, Phase, Side, blackout_phases
@@ -84,6 +86,9 @@ class ChainResult:
     heartbeats: int
     replay: str  # the one command that does this chain again
     failure: str | None = None
+    load: LoadSpec | None = None
+    baseline: LoadResult | None = None  # the same load without updates, before the chain
+    ledger: LoadResult | None = None  # over the whole chain
 
     @property
     def passed(self) -> bool:
@@ -159,13 +164,23 @@ def conditions(chain: ChainResult) -> dict[str, str]:
         "guest": f"built-in, stamping {chain.guest.pages or 'all'} pages",
         "RAM": f"{chain.guest.ram_bytes >> 20} MiB memfd, shared, sealed",
         "vCPUs": str(chain.guest.vcpu_count),
-        "devices": "16550 serial on a unix socket (handed over), clock",
-        "load": "the guest's own, and the lab's processes",
+        "devices": _devices_text(chain),
+        "load": _load_text(chain),
         "n": str(len(chain.records)),
         "clock": "CLOCK_MONOTONIC of this host, read by the guest",
         "host": f"{platform.system()} {platform.release()}, {os.cpu_count()} CPUs",
         "seed": str(chain.seed),
     }
+
+
+def _devices_text(chain: ChainResult) -> str:
+    text = "16550 serial on a unix socket (handed over), clock"
+    return f"{text}, virtio-net on a tap (handed over)" if chain.load else text
+
+
+def _load_text(chain: ChainResult) -> str:
+    text = "the guest's own, and the lab's processes"
+    return text if chain.load is None else f"{text}, {chain.load} over the tap"
 
 
 def to_json(result: DrillResult) -> dict[str, Any]:

@@ -68,6 +68,10 @@ class Screen:
         for chain in result.chains:
             if chain.records and (phases := _phase_line(chain)):
                 console.print(f"[dim]{chain.name} phases p50 (ms):[/dim] {phases}")
+        for chain in result.chains:
+            for what, ledger in (("without updates", chain.baseline), ("updates", chain.ledger)):
+                if ledger is not None:
+                    console.print(f"{chain.name} load, {what}: {ledger.summary()}", soft_wrap=True)
         if result.chains:
             named = conditions(result.chains[0])
             named.pop("n")
