@@ -341,7 +341,10 @@ class Vmm:
             )
         self.migration = MigrationRecord()
         self._source = SourceUpdate(self, self.machine, channels)
-        await self._source.start()
+        # A client that goes away meanwhile does not take the update with it.
+        starting = self._loop.create_task(self._source.start(), name="migrate")
+        starting.add_done_callback(lambda task: task.cancelled() or task.exception())
+        await asyncio.shield(starting)
 
     async def migrate_incoming(self, address: MigrationAddress, *, exit_on_error: bool) -> None:
         """`migrate-incoming`: where the main channel will arrive."""

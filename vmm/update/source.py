@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import socket
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
@@ -87,7 +88,7 @@ class SourceUpdate:
         self._runstate = RunState.RUNNING
         self._resumed = False
         self._cancelled = False
-        self._connect_task: asyncio.Task[None] | None = None
+        self._connecting: asyncio.Future[socket.socket] | None = None
         self._channel: Channel | None = None
         self.stopped_ns = 0
         self._stop_times: StopTimes | None = None
@@ -125,11 +126,10 @@ class SourceUpdate:
         self._vmm.set_status(MigrationStatus.SETUP)
         for warning in kept_fds(self._vmm.config):
             self._vmm.warn(warning)
-        self._connect_task = asyncio.current_task()
+        deadline_ms = self._vmm.deadlines().connect_ms
         try:
-            sock = await connect_unix(
-                self._unix_path(), timeout_ms=self._vmm.deadlines().connect_ms
-            )
+            self._connecting = asyncio.ensure_future(connect_unix(self._unix_path(), deadline_ms))
+            sock = await self._connecting
         except (CprError, VmmError, OSError) as error:
             reason = connect_reason(self._cpr_address, error)
             self._vmm.set_status(MigrationStatus.FAILED, reason)
@@ -137,7 +137,7 @@ class SourceUpdate:
         except asyncio.CancelledError:
             raise MigrationError("the update was cancelled while connecting") from None
         finally:
-            self._connect_task = None
+            self._connecting = None
         self._channel = Channel(
             sock, asyncio.get_running_loop(), allowed_uids=self._vmm.parameters.allowed_uids()
         )
@@ -152,8 +152,8 @@ class SourceUpdate:
             return
         self._cancelled = True
         self._vmm.set_status(MigrationStatus.CANCELLING)
-        if self._connect_task is not None:
-            self._connect_task.cancel()
+        if self._connecting is not None:
+            self._connecting.cancel()
             self._vmm.set_status(MigrationStatus.CANCELLED)
         else:
             self._driver.reason = "the update was cancelled by a migrate_cancel on the source"
@@ -190,7 +190,8 @@ class SourceUpdate:
         begin_quiet()
         machine = self._machine
         config = self._vmm.config
-        passed = passed_fds(config, migrate_fds=self._vmm.parameters.passes_fds)
+        dead = [name for name, netdev in machine.parts.netdevs.items() if not netdev.is_live]
+        passed = passed_fds(config, migrate_fds=self._vmm.parameters.passes_fds, dead=dead)
         self._inventory = FdInventory.of_machine(machine, passed)
         self._send(
             Hello(
