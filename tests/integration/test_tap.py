@@ -185,6 +185,17 @@ async def test_row_5_card_without_a_live_fd_is_opened_by_the_successor(rig_insid
     assert taps_of(new.process) == [NIC.ifname]
 
 
+async def test_row_5_tap_that_was_deleted_is_opened_anew_by_the_successor(
+    rig_inside: Rig, namespace: NetworkNamespace
+) -> None:
+    old = await rig_inside.first(*PASSED)
+    namespace.remove(NIC.ifname)
+    namespace.add_tap(TapSpec(ifname=NIC.ifname))
+    new = await rig_inside.successor(*PASSED)
+    await rig_inside.update(old, new)
+    assert taps_of(new.process) == [NIC.ifname]
+
+
 async def test_row_7_kept_tap_is_not_passed_and_the_user_is_warned(rig_inside: Rig) -> None:
     old = await rig_inside.first(*KEPT)
     own = [word.replace(NIC.ifname, OTHER_NIC.ifname) for word in KEPT]
@@ -286,6 +297,8 @@ async def proxy_without_fds(path: Path, to: Path) -> asyncio.Server:
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         far_reader, far_writer = await asyncio.open_unix_connection(to)
+        for end in (writer, far_writer):  # a peer that did not ask yet still gets who we are
+            end.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer))
 
     return await asyncio.start_unix_server(serve, path)

@@ -8,7 +8,7 @@ property off everywhere, HELLO and state are what they would be without the para
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from cpr.messages import Hello
@@ -43,19 +43,21 @@ def net_cards(config: VmmConfig) -> Iterator[tuple[str, VirtioNetDevice]]:
         yield net_section(number), card
 
 
-def passed_fds(config: VmmConfig, *, migrate_fds: bool) -> dict[str, list[str]]:
-    """Section name -> names of the fds that an update passes; an empty list: nothing plugged in.
+def passed_fds(
+    config: VmmConfig, *, migrate_fds: bool, dead: Collection[str] = ()
+) -> dict[str, list[str]]:
+    """Section name -> names of the fds that an update passes.
 
-    `migrate_fds` is the user's choice.
+    An empty list says that there is no live fd (nothing plugged in, or the tap was deleted), so
+    that the successor opens its own. `migrate_fds` is the user's choice, `dead` netdev ids.
     """
     if not migrate_fds:
         return {}
-    queues = {netdev.id: netdev.queues for netdev in config.netdevs}
+    queues = {netdev.id: netdev.queues for netdev in config.netdevs if netdev.id not in dead}
     return {
         section: [
-            netdev_fd_name(card.netdev, index)
-            for index in range(queues[card.netdev] if card.netdev is not None else 0)
-            if card.netdev is not None
+            netdev_fd_name(card.netdev or "", index)
+            for index in range(queues.get(card.netdev or "", 0))
         ]
         for section, card in net_cards(config)
         if card.migrate_fds

@@ -31,6 +31,15 @@ class Netdev:
         self.backend = backend
         self._held = False
 
+    @property
+    def is_live(self) -> bool:
+        """Whether the tap still exists; a deleted one leaves an fd that does nothing."""
+        try:
+            tun.tap_info(self.backend.fds()[0].fd)
+        except DeviceError:
+            return False
+        return True
+
     def fds(self) -> tuple[NetFd, ...]:
         """What a successor needs."""
         return self.backend.fds()

@@ -99,8 +99,12 @@ class TapBackend:
                 self._apply_offloads()
 
     def _apply_offloads(self) -> None:
-        if self.info.has_vnet_hdr and not self._closed and not self._gone:
+        if not self.info.has_vnet_hdr or self._closed or self._gone:
+            return
+        try:
             tun.set_offloads(self._fds[0], self._offloads)
+        except OSError:  # the tap was deleted; a dead link must not keep the guest from running
+            self._gone = True
 
     # ---- frames ---------------------------------------------------------------------------------
 

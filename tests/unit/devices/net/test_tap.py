@@ -203,6 +203,16 @@ async def test_link_that_is_gone_drops_and_does_not_spin(
     assert not asyncio.get_running_loop().remove_reader(tap.fds()[0].fd)
 
 
+async def test_link_that_is_gone_does_not_keep_the_guest_from_running(
+    tap: TapBackend, namespace: NetworkNamespace, ifname: str
+) -> None:
+    Card(tap, buffers=8)
+    namespace.remove(ifname)
+    tap.start()
+    assert tap.send(HEADER + FRAME)
+    assert tap.receive() is None
+
+
 async def test_offloads_of_a_successor_are_applied_by_start(make_tap: MakeTap) -> None:
     tap = make_tap()
     try:
