@@ -18,9 +18,7 @@ def test_updates_are_measured_beside_the_floor(accel: str, tmp_path: Path) -> No
     assert ours["figures"]["blackout_ms"]["n"] == floor["figures"]["blackout_ms"]["n"] == 2
     assert ours["figures"]["downtime_ms"]["p50"] > 0
     assert "save" in ours["phases_ms"]
-    assert [verdict["name"] for verdict in result["verdicts"]] == [
-        f"blackout beside the floor, {accel}"
-    ]
+    assert result["verdicts"][0]["name"] == f"blackout beside the floor, {accel}"
 
 
 def test_accelerators_and_processes_are_measured_alone(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from tools.lab.bench.plan import (
     size_text,
 )
 from tools.lab.bench.results import (
+    JUDGED_MS,
     GroupResult,
     Row,
     Verdict,
@@ -78,9 +79,11 @@ async def measure_headline(setting: Setting, progress: Progress) -> GroupResult:
             Group.HEADLINE, f"floor/{accel}", samples, accel, silent, devices="clock"
         )
         rows += [ours, floor]
-        verdicts.append(
-            floor_verdict(accel, ours.figures["blackout_ms"], floor.figures["blackout_ms"])
-        )
+        verdicts += [
+            floor_verdict(accel, ours.figures[name], floor.figures[name], what)
+            for name, what in JUDGED_MS.items()
+            if name in ours.figures
+        ]
     return GroupResult(tuple(rows), tuple(verdicts))
 
 
@@ -109,13 +112,22 @@ async def measure_ram(setting: Setting, progress: Progress) -> GroupResult:
             }
             found = await _measure(Group.RAM, setting, accel, guests, setting.scale.ram, progress)
             rows += found
-            p50_by_gib = {
-                guest.ram_bytes / GIB: row.figures["blackout_ms"].p50
-                for guest, row in zip(guests.values(), found, strict=True)
-            }
-            verdict = slope_verdict(f"{kind}, {accel}", p50_by_gib)
-            verdicts += [verdict] if verdict is not None else []
+            verdicts += _slopes(f"{kind}, {accel}", guests.values(), found)
     return GroupResult(tuple(rows), tuple(verdicts), tuple(left_out))
+
+
+def _slopes(name: str, guests: Iterable[GuestSpec], rows: Sequence[Row]) -> list[Verdict]:
+    """Judge each figure over the sizes for which there is one."""
+    judged = []
+    for figure, what in JUDGED_MS.items():
+        p50_ms_by_gib = {
+            guest.ram_bytes / GIB: row.figures[figure].p50
+            for guest, row in zip(guests, rows, strict=True)
+            if figure in row.figures
+        }
+        verdict = slope_verdict(name, p50_ms_by_gib, what)
+        judged += [verdict] if verdict is not None else []
+    return judged
 
 
 async def measure_vcpus(setting: Setting, progress: Progress) -> GroupResult:
