@@ -14,8 +14,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from qemu.qmp import ExecuteError
+
 from tools.lab.argv import Build, GuestSpec
 from tools.lab.chain import ChainPlan, run_chain
+from tools.lab.cliff import run_cliff
 from tools.lab.errors import LabError, OptionError
 from tools.lab.load import parse_load
 from tools.lab.options import (
@@ -29,6 +32,7 @@ from tools.lab.procfs import child_pids
 from tools.lab.report_html import render_html
 from tools.lab.results import ChainResult, DrillResult, to_json
 from tools.lab.table import Screen
+from vmm.errors import BootError
 
 EXIT_PASS, EXIT_FAIL, EXIT_USAGE = 0, 1, 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
@@ -48,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"cpr-drill: {error}", file=sys.stderr)
         return EXIT_USAGE
     try:
+        if options.cliff:
+            return asyncio.run(_cliff(plans))
         result = asyncio.run(_drill(plans, Screen()))
     except KeyboardInterrupt:
         print("cpr-drill: interrupted; every process has been ended", file=sys.stderr)
@@ -146,6 +152,21 @@ async def _drill(plans: Sequence[ChainPlan], screen: Screen) -> DrillResult:
     return result
 
 
+async def _cliff(plans: Sequence[ChainPlan]) -> int:
+    """Show the law of loss on the first accelerator of each chain; an exit status."""
+    agrees = True
+    for accel, build in {plan.build(0).accel: plan.build(0) for plan in plans}.items():
+        try:
+            points = await run_cliff(build, plans[0].guest)
+        except (LabError, ExecuteError, BootError) as error:
+            print(f"FAIL {accel}: {error}")
+            return EXIT_FAIL
+        for point in points:
+            print(f"{accel}: {point}")
+        agrees = agrees and all(point.agrees for point in points)
+    return EXIT_PASS if agrees else EXIT_FAIL
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cpr-drill",
@@ -190,6 +211,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="LOAD",
         help="traffic over a tap during all updates, every frame accounted for: udp=PPS (of each "
         "of two flows, each way), tcp=STREAMS, ping; for example udp=1000,tcp=4,ping",
+    )
+    parser.add_argument(
+        "--cliff",
+        action="store_true",
+        help="instead of updates: pause the guest under load for less and for more than the tap's "
+        "queue holds, and compare the loss with pps x blackout - txqueuelen",
     )
     parser.add_argument("--json", metavar="FILE", help="write every figure of every update")
     parser.add_argument("--html", metavar="FILE", help="write one self-contained page")

@@ -51,6 +51,17 @@ def test_no_frame_and_no_byte_is_lost_in_updates_under_load(
     assert "tap dropped 0" in capsys.readouterr().out
 
 
+@pytest.mark.needs_tun
+def test_loss_of_a_long_pause_is_what_rate_and_queue_length_predict(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    status = run_drill("--accel", "unicorn", "--cliff", "--pages", "1024")
+    below, above = capsys.readouterr().out.splitlines()
+    assert status == drill.EXIT_PASS, (below, above)
+    assert "<= txqueuelen 150: predicted loss 0, the tap dropped 0, missing" in below
+    assert "> txqueuelen 150: predicted loss 1" in above
+
+
 @pytest.mark.needs_kvm
 def test_guest_changes_accelerator_back_and_forth(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_drill("--accel", "alternate") == drill.EXIT_PASS, capsys.readouterr().out
