@@ -172,6 +172,20 @@ def test_echo_returns_every_byte_and_closes_after_us(
     assert (report.tcp_bytes_in, report.tcp_bytes_out) == (SIZE_BYTES, SIZE_BYTES)
 
 
+@FAMILIES
+def test_echo_is_exact_over_a_link_that_loses_one_frame_in_twenty(
+    start: StartGuest, family: int, address: str
+) -> None:
+    data = random.Random(family).randbytes(SIZE_BYTES)
+    with start(loss=20) as guest:
+        with guest.connect(address, net_report.PORT_ECHO) as sock:
+            back = send_and_read_back(sock, data)
+        report = guest.end()
+    assert hashlib.sha256(back).digest() == hashlib.sha256(data).digest()
+    assert report.tcp_out_of_order > 0
+    assert report.tcp_resets == 0
+
+
 def read_source(guest: Guest, size_bytes: int) -> bytes:
     with guest.connect(GUEST_IP4, net_report.PORT_SOURCE) as sock:
         data = b""
@@ -193,7 +207,7 @@ def test_byte_source_arrives_exact(start: StartGuest, loss: int) -> None:
 
 @pytest.mark.parametrize("loss", [0, 40], ids=["no loss", "one frame in forty lost"])
 def test_discard_takes_and_checks_every_byte(start: StartGuest, loss: int) -> None:
-    size = 40_000 if loss else SIZE_BYTES
+    size = 150_000 if loss else SIZE_BYTES
     with start(loss=loss) as guest:
         with guest.connect(GUEST_IP4, net_report.PORT_DISCARD) as sock:
             assert send_and_read_back(sock, byte_source(0, size)) == b""

@@ -57,7 +57,7 @@ struct net_report {
     u64 tcp_closed;  /* in order, by FIN of both sides */
     u64 tcp_resets;  /* received, or given up */
     u64 tcp_retransmits;
-    u64 tcp_out_of_order; /* segments dropped; the peer sends them again */
+    u64 tcp_out_of_order; /* segments that came before their turn */
     u64 tcp_bytes_in;
     u64 tcp_bytes_out; /* acknowledged */
     u64 tcp_pattern_errors; /* words of a byte source that came back wrong */
@@ -111,6 +111,7 @@ struct tcp {
     u32 rcv_nxt, advertised;
     u64 una_offset;    /* stream offset of `una` */
     u64 in_offset;     /* stream offset of `rcv_nxt` */
+    u64 ahead_from, ahead_end; /* stream offsets of what came too early and is kept */
     u64 out_end;       /* stream offset where our data ends, as far as it is known */
     u64 timer_ns;      /* 0: off */
     u64 timeout_ns;
@@ -177,7 +178,10 @@ void tcp_restart_timer(struct net *net, struct tcp *tcp);
 void tcp_forget(struct net *net, struct tcp *tcp, int reset);
 
 u32 stream_window(const struct tcp *tcp);
-void stream_receive(struct net *net, struct tcp *tcp, const u8 *data, u32 size);
+/* Keep or check bytes of stream offset `offset`, which is in the window; then count those that are
+ * in order now. */
+void stream_place(struct net *net, struct tcp *tcp, u64 offset, const u8 *data, u32 size);
+void stream_advance(struct net *net, struct tcp *tcp, u32 size);
 void stream_fill(struct net *net, const struct tcp *tcp, u64 offset, u8 *data, u32 size);
 void stream_peer_finished(struct tcp *tcp);
 void stream_open(struct tcp *tcp);

@@ -61,18 +61,25 @@ static void ring_copy_in(u8 *ring, u64 offset, const u8 *data, u32 size)
     copy_bytes(ring, data + first, size - first);
 }
 
-void stream_receive(struct net *net, struct tcp *tcp, const u8 *data, u32 size)
+void stream_advance(struct net *net, struct tcp *tcp, u32 size)
 {
     net->report->tcp_bytes_in += size;
-    if (is_echo(tcp)) {
-        ring_copy_in(net->rings[tcp_index(net, tcp)], tcp->in_offset, data, size);
+    tcp->in_offset += size;
+    tcp->rcv_nxt += size;
+    if (is_echo(tcp))
         tcp->out_end += size;
+}
+
+void stream_place(struct net *net, struct tcp *tcp, u64 offset, const u8 *data, u32 size)
+{
+    if (is_echo(tcp)) {
+        ring_copy_in(net->rings[tcp_index(net, tcp)], offset, data, size);
         return;
     }
-    if (!tcp->in_offset) /* any bytes may be discarded; the source's own are checked */
+    if (!offset) /* any bytes may be discarded; the source's own are checked */
         tcp->pattern = size >= 8 && ((const struct word64 *)data)->value == PATTERN_STEP;
     if (tcp->pattern || tcp->active)
-        net->report->tcp_pattern_errors += wrong_words(tcp->in_offset, data, size);
+        net->report->tcp_pattern_errors += wrong_words(offset, data, size);
 }
 
 void stream_fill(struct net *net, const struct tcp *tcp, u64 offset, u8 *data, u32 size)

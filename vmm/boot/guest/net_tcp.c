@@ -1,6 +1,6 @@
 /* TCP (RFC 9293), receiving: connections, acknowledgements, data in order.
  *
- * A segment that is not the next one is dropped and acknowledged again; the peer sends it again.
+ * Of what comes too early one piece is kept; the rest is dropped, and the peer sends it again.
  * No SACK, timestamps or window scaling: none is needed for correctness. */
 #include "net.h"
 
@@ -12,6 +12,7 @@
 #define OPTION_NOP 1
 #define OPTION_MSS 2
 #define FAST_RETRANSMIT_ACKS 3
+#define PLAUSIBLE_GAP 0x10000u /* the largest window: `gap` + size cannot overflow */
 
 static struct tcp *find(struct net *net, const struct tcp *key)
 {
@@ -236,6 +237,25 @@ static void finish(struct tcp *tcp)
     stream_peer_finished(tcp);
 }
 
+/* A segment that begins `gap` bytes after what we expect. */
+static void keep_ahead(struct net *net, struct tcp *tcp, u32 gap, const u8 *data, u32 size)
+{
+    u64 from = tcp->in_offset + gap, end = from + size;
+    net->report->tcp_out_of_order++;
+    if (!tcp->in_offset || gap > PLAUSIBLE_GAP || gap + size > stream_window(tcp))
+        return;
+    if (tcp->ahead_end <= tcp->in_offset) {
+        tcp->ahead_from = from;
+        tcp->ahead_end = end;
+    } else if (from > tcp->ahead_end || end < tcp->ahead_from)
+        return; /* a second piece */
+    stream_place(net, tcp, from, data, size);
+    if (from < tcp->ahead_from)
+        tcp->ahead_from = from;
+    if (end > tcp->ahead_end)
+        tcp->ahead_end = end;
+}
+
 static void take_data(struct net *net, struct tcp *tcp, const struct tcp_header *header,
                       const u8 *data, u32 size)
 {
@@ -247,8 +267,8 @@ static void take_data(struct net *net, struct tcp *tcp, const struct tcp_header 
     }
     tcp->ack_due = 1;
     if (known > size) { /* begins after what we expect, or ends before it */
-        if ((int)known < 0)
-            net->report->tcp_out_of_order++;
+        if ((int)known < 0 && size && !tcp->peer_finished)
+            keep_ahead(net, tcp, -known, data, size);
         tcp_send(net, tcp, TCP_ACK, tcp->max, 0); /* one for each: the peer counts them */
         return;
     }
@@ -262,9 +282,10 @@ static void take_data(struct net *net, struct tcp *tcp, const struct tcp_header 
         fin = 0;
     }
     if (size) {
-        stream_receive(net, tcp, data, size);
-        tcp->in_offset += size;
-        tcp->rcv_nxt += size;
+        stream_place(net, tcp, tcp->in_offset, data, size);
+        stream_advance(net, tcp, size);
+        if (tcp->ahead_from <= tcp->in_offset && tcp->ahead_end > tcp->in_offset)
+            stream_advance(net, tcp, tcp->ahead_end - tcp->in_offset);
     }
     if (fin)
         finish(tcp);
