@@ -6,6 +6,8 @@
  * vCPU 0 also writes a heartbeat line to COM1, at most one byte an iteration, because printing a
  * whole line at once would be a gap of its own.
  *
+ * vCPU 0 also serves the network (net.h), if the command line gives it an address.
+ *
  * Built for plain x86-64 with general registers only: KVM without hardware support emulates every
  * instruction (about one million a second), and emulates no SSE, popcnt or lzcnt. So an iteration is
  * kept to some sixty instructions and two to four port accesses, about 100 us there.
