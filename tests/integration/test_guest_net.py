@@ -22,7 +22,7 @@ from vmm.boot.guest import net_report
 from vmm.boot.guest.net_report import FlowPayload, NetReport, byte_source, parse_net
 from vmm.boot.guest.report import SLOT_SIZE_BYTES
 
-pytestmark = [pytest.mark.needs_tun, pytest.mark.needs_assembler]
+pytestmark = pytest.mark.needs_tun
 
 REPO = Path(__file__).parents[2]
 GUEST = REPO / "vmm/boot/guest"
@@ -131,6 +131,7 @@ def send_and_read_back(sock: socket.socket, data: bytes) -> bytes:
 
 
 @FAMILIES
+@pytest.mark.needs_assembler
 def test_datagrams_come_back_unchanged_and_the_guest_counts_them(
     start: StartGuest, family: int, address: str
 ) -> None:
@@ -147,6 +148,7 @@ def test_datagrams_come_back_unchanged_and_the_guest_counts_them(
     assert report.rx_damaged == 0
 
 
+@pytest.mark.needs_assembler
 def test_the_guest_sees_what_is_lost_late_and_repeated(start: StartGuest) -> None:
     with start() as guest, guest.udp() as sock:
         for sequence in (0, 1, 4, 2, 2, 5):
@@ -159,6 +161,7 @@ def test_the_guest_sees_what_is_lost_late_and_repeated(start: StartGuest) -> Non
 
 
 @FAMILIES
+@pytest.mark.needs_assembler
 def test_echo_returns_every_byte_and_closes_after_us(
     start: StartGuest, family: int, address: str
 ) -> None:
@@ -173,6 +176,7 @@ def test_echo_returns_every_byte_and_closes_after_us(
 
 
 @FAMILIES
+@pytest.mark.needs_assembler
 def test_echo_is_exact_over_a_link_that_loses_one_frame_in_twenty(
     start: StartGuest, family: int, address: str
 ) -> None:
@@ -196,6 +200,7 @@ def read_source(guest: Guest, size_bytes: int) -> bytes:
 
 
 @pytest.mark.parametrize("loss", [0, 20], ids=["no loss", "one frame in twenty lost"])
+@pytest.mark.needs_assembler
 def test_byte_source_arrives_exact(start: StartGuest, loss: int) -> None:
     with start(loss=loss) as guest:
         data = read_source(guest, SIZE_BYTES)
@@ -206,6 +211,7 @@ def test_byte_source_arrives_exact(start: StartGuest, loss: int) -> None:
 
 
 @pytest.mark.parametrize("loss", [0, 40], ids=["no loss", "one frame in forty lost"])
+@pytest.mark.needs_assembler
 def test_discard_takes_and_checks_every_byte(start: StartGuest, loss: int) -> None:
     size = 150_000 if loss else SIZE_BYTES
     with start(loss=loss) as guest:
@@ -215,6 +221,7 @@ def test_discard_takes_and_checks_every_byte(start: StartGuest, loss: int) -> No
     assert (report.tcp_bytes_in, report.tcp_pattern_errors) == (size, 0)
 
 
+@pytest.mark.needs_assembler
 def test_wrong_byte_is_seen_by_the_guest(start: StartGuest) -> None:
     data = bytearray(byte_source(0, 4000))
     data[3000] ^= 1
@@ -224,6 +231,7 @@ def test_wrong_byte_is_seen_by_the_guest(start: StartGuest) -> None:
         assert guest.end().tcp_pattern_errors == 1
 
 
+@pytest.mark.needs_assembler
 def test_guest_begins_flows_of_its_own(start: StartGuest) -> None:
     words = f"udp={HOST_IP4}:5000:100 tcp={HOST_IP4}:5001"
     with start(words) as guest, guest.udp() as datagrams:
@@ -252,6 +260,7 @@ def test_guest_begins_flows_of_its_own(start: StartGuest) -> None:
     assert (report.tcp_bytes_in, report.tcp_pattern_errors) == (total, 0)
 
 
+@pytest.mark.needs_assembler
 def test_port_without_service_refuses_the_connection(start: StartGuest) -> None:
     with start() as guest, pytest.raises(ConnectionRefusedError):
         guest.connect(GUEST_IP4, 22)

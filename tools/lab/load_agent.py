@@ -258,11 +258,9 @@ class _Stream:
         load.every(TCP_INTERVAL_NS, self._send)
 
     def finish(self) -> None:
-        """Send no more; the guest answers with the rest and its FIN."""
+        """Send no more, not even the rest of a chunk; the guest answers with its FIN."""
         if self.done:
             return
-        if self._rest:
-            self._error = "the guest stopped taking data"
         try:
             self._socket.shutdown(socket.SHUT_WR)
         except OSError as error:
