@@ -53,7 +53,7 @@ static void run(struct net *net, struct link *link)
         u64 wait_ns = net->due_ns > net->now ? net->due_ns - net->now : 0;
         int wait_ms = net->ready ? 0 : net->due_ns == ~0ull ? -1 : (int)(wait_ns / 1000000 + 1);
         poll(fds, 2, wait_ms);
-        if (fds[1].revents)
+        if (fds[1].revents && !fds[0].revents) /* what was sent before the end still counts */
             return;
         net->now = now_ns();
         if (fds[0].revents) {
