@@ -194,7 +194,7 @@ class Prepared(Message):
 
 @dataclass(frozen=True, slots=True)
 class Loaded(Message):
-    """Every section of STATE was verified and loaded: the guest now survives either process."""
+    """Every section of STATE is verified and being set: the guest now survives either process."""
 
     KIND: ClassVar[MessageKind] = MessageKind.LOADED
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
+import sys
+import sysconfig
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from vmm.devices.net.tun import CLONE_DEVICE
 
+ROOT = Path(__file__).parents[1]
 KVM_DEVICE = "/dev/kvm"
 HUGE_PAGE_POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
 
@@ -61,6 +65,14 @@ def tun_opens() -> bool:
     return True
 
 
+def others_can_read() -> bool:
+    """Whether the system's Python, run by any user, can import this checkout and its packages."""
+    packages = Path(sysconfig.get_path("purelib"))
+    folders = [*ROOT.parents, ROOT, *packages.parents, packages]
+    same_python = Path(f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}").exists()
+    return same_python and all(folder.stat().st_mode & stat.S_IXOTH for folder in folders)
+
+
 def is_root() -> bool:
     """Whether this process may do what only root may."""
     return os.geteuid() == 0
@@ -70,6 +82,9 @@ NEEDS = {
     "needs_kvm": Need(kvm_opens, f"{KVM_DEVICE} cannot be opened here"),
     "needs_tun": Need(tun_opens, f"not root, or {CLONE_DEVICE} cannot be opened here"),
     "needs_root": Need(is_root, "not running as root"),
+    "needs_readable": Need(
+        others_can_read, "other users cannot read this checkout, or have no Python of its version"
+    ),
     "needs_hugepage": Need(huge_page_is_free, "no free 2 MiB huge page (vm.nr_hugepages)"),
     "needs_assembler": Need(can_assemble, "no gcc and ld to assemble the test guests with"),
     "needs_peer_qemu": Need(

@@ -51,6 +51,19 @@ class MachineParts:
 
 
 @dataclass(frozen=True, slots=True)
+class EntryTime:
+    """When the guest was entered, in ns: CLOCK_MONOTONIC, and CLOCK_REALTIME for events."""
+
+    monotonic_ns: int
+    wall_ns: int
+
+    @classmethod
+    def now(cls) -> EntryTime:
+        """This moment."""
+        return cls(time.monotonic_ns(), time.time_ns())
+
+
+@dataclass(frozen=True, slots=True)
 class StopTimes:
     """CLOCK_MONOTONIC of one stop, in nanoseconds."""
 
@@ -65,6 +78,14 @@ NamedStates = tuple[tuple[str, VmState], ...]
 def encode_sections(states: NamedStates) -> tuple[Section, ...]:
     """What `Machine.capture` gave, as sections."""
     return tuple(Section.save(name, state) for name, state in states)
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedState:
+    """Sections whose digests, versions and fields are right, and the states to load."""
+
+    states: dict[str, VmState]
+    sections: dict[str, Section]
 
 
 class Machine:
@@ -86,8 +107,8 @@ class Machine:
         """Kernel thread ids in vCPU order."""
         return tuple(thread.thread_id for thread in self._threads)
 
-    def start(self) -> int:
-        """Enter the guest; returns the epoch that begins.
+    def start(self) -> EntryTime:
+        """Enter the guest; returns when, just before the first instruction can run.
 
         Raises LeaseBusyError when another process holds the run lease, and EpochMovedError when
         another process ran the guest since our CPU state was taken: that state is older than the
@@ -98,10 +119,11 @@ class Machine:
         self._loaded = {}
         for device in self.parts.devices:
             device.start()
-        epoch = lease.enter()  # last of what can fail: until now another process could still run it
+        lease.enter()  # last of what can fail: until now another process could still run it
+        entered = EntryTime.now()
         self._threads.resume()
         self.running = True
-        return epoch
+        return entered
 
     def claim(self) -> None:
         """Take the run lease for the CPU state we hold; raises as `start`, holding nothing then."""
@@ -147,9 +169,16 @@ class Machine:
 
         Raises StateError (unknown, missing, duplicate, wrong version, damaged) naming the section.
         """
+        self.apply(self.verify(sections), epoch)
+
+    def verify(self, sections: Sequence[Section]) -> VerifiedState:
+        """Check and decode every section; changes nothing. Raises StateError as `load`."""
         self._require_stopped("loaded")
-        states = self._decode(sections)
-        parts = self.parts
+        return VerifiedState(self._decode(sections), {s.name: s for s in sections})
+
+    def apply(self, verified: VerifiedState, epoch: int) -> None:
+        """Put what `verify` gave into CPUs and devices."""
+        states, parts = verified.states, self.parts
         parts.vm.load([states[kind.NAME] for kind in parts.vm.state_types()])
         for thread in self._threads:
             state = states[_cpu_name(thread.vcpu.index)]
@@ -159,7 +188,7 @@ class Machine:
         for device in parts.devices:
             if device.name in states:
                 device.load(states[device.name])
-        self._loaded = {section.name: section for section in sections}
+        self._loaded = verified.sections
         self.state_epoch = epoch
 
     def rehearse(self) -> None:

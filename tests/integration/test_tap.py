@@ -430,6 +430,7 @@ def status_field(process: VmmProcess, name: str) -> str:
     return found[1]
 
 
+@pytest.mark.needs_readable
 async def test_successor_of_root_runs_as_nobody_without_capabilities(
     namespace: NetworkNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -450,6 +451,7 @@ async def test_successor_of_root_runs_as_nobody_without_capabilities(
         assert taps_of(new.process) == [NIC.ifname]
 
 
+@pytest.mark.needs_readable
 async def test_successor_of_an_unknown_user_is_refused(
     namespace: NetworkNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

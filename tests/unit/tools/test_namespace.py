@@ -30,6 +30,7 @@ with NetworkNamespace.open() as namespace:
 
 
 @pytest.mark.needs_root
+@pytest.mark.needs_readable
 def test_user_without_privilege_is_root_in_a_namespace_of_their_own() -> None:
     packages = Path(pytest.__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{packages}"}
