@@ -12,17 +12,18 @@ import fcntl
 import os
 import socket
 import struct
-import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Self, TypeVar
 
+from pyroute2 import IPRoute
+
 T = TypeVar("T")
 CLONE_NEWNET = 0x4000_0000
 TUNSETIFF = 0x4004_54CA
 IFF_TAP, IFF_NO_PI = 0x0002, 0x1000
-COMMAND_DEADLINE_S = 20
+IFA_F_NODAD = 0x02  # linux/if_addr.h: usable at once
 
 HOST_IP4, GUEST_IP4 = "10.0.2.2", "10.0.2.15"
 HOST_IP6, GUEST_IP6 = "fd00::2", "fd00::15"
@@ -55,16 +56,6 @@ class TapThread:
         """Run `function` in the namespace; what it opens stays there."""
         return self._thread.submit(function).result()
 
-    def run(self, *argv: str) -> str:
-        """Run a command in the namespace; its output. CalledProcessError when it fails."""
-        return self.call(
-            lambda: (
-                subprocess.run(
-                    argv, check=True, capture_output=True, text=True, timeout=COMMAND_DEADLINE_S
-                ).stdout
-            )
-        )
-
     def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
         """A socket of the namespace."""
         return self.call(lambda: socket.socket(family, kind, protocol))
@@ -83,17 +74,20 @@ def _enter_and_open(queue_length: int) -> int:
     fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
     try:
         fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", b"tap0", IFF_TAP | IFF_NO_PI))
-        for command in (
-            "link set lo up",
-            f"link set tap0 txqueuelen {queue_length}",
-            f"addr add {HOST_IP4}/24 dev tap0",
-            f"addr add {HOST_IP6}/64 dev tap0 nodad",
-            "link set tap0 up",
-        ):
-            subprocess.run(
-                ["ip", *command.split()], check=True, timeout=COMMAND_DEADLINE_S, text=True
-            )
+        _set_up_links(queue_length)
     except BaseException:
         os.close(fd)
         raise
     return fd
+
+
+def _set_up_links(queue_length: int) -> None:
+    """Addresses and queue of the tap, and both links up; in the calling thread's namespace."""
+    with IPRoute() as route:
+        (tap,) = route.link_lookup(ifname="tap0")
+        (loopback,) = route.link_lookup(ifname="lo")
+        route.link("set", index=loopback, state="up")
+        route.link("set", index=tap, txqlen=queue_length)
+        route.addr("add", index=tap, address=HOST_IP4, prefixlen=24)
+        route.addr("add", index=tap, address=HOST_IP6, prefixlen=64, flags=IFA_F_NODAD)
+        route.link("set", index=tap, state="up")
