@@ -24,7 +24,7 @@ from vmm.events import EventLog
 from vmm.machine import Machine
 from vmm.migration.parameters import MigrationCapabilities, MigrationParameters
 from vmm.migration.preflight import check_outgoing, ram_blockers
-from vmm.migration.status import MigrationRecord, MigrationStatus
+from vmm.migration.status import RUNNING, MigrationRecord, MigrationStatus
 from vmm.qmp.server import MonitorServer
 from vmm.runstate import RunState, RunstateMachine
 from vmm.say import say
@@ -35,15 +35,6 @@ from vmm.update.target import TargetUpdate
 from vmm.update.warm import warm_up
 
 EXIT_OK = 0
-_BUSY = frozenset(
-    {
-        MigrationStatus.SETUP,
-        MigrationStatus.ACTIVE,
-        MigrationStatus.PRE_SWITCHOVER,
-        MigrationStatus.DEVICE,
-        MigrationStatus.CANCELLING,
-    }
-)
 
 
 class Vmm:
@@ -357,7 +348,7 @@ class Vmm:
 
     def migrate_cancel(self) -> None:
         """`migrate_cancel`: a no-op when nothing can be cancelled, as in QEMU."""
-        if self._source is not None and self.migration.status in _BUSY:
+        if self._source is not None and self.migration.status in RUNNING:
             self._source.cancel()
 
     def migrate_continue(self, state: str) -> None:
