@@ -18,7 +18,7 @@ from guestram.lease import ControlPage, RunLease
 from guestram.memfd import MemfdIdentity, MemfdOptions, RamMemfd
 from guestram.ram import GuestRam
 from vmm.accel.base import Accelerator, MappedSlot, VmOptions
-from vmm.accel.x86_state import CpuState
+from vmm.accel.x86_section import CpuSection
 from vmm.boot.image import plan_boot
 from vmm.config import (
     Chardev,
@@ -163,7 +163,7 @@ def section_types(config: VmmConfig, accel: Accelerator) -> dict[str, type[VmSta
     """The sections of the machine that `config` describes, before it exists."""
     types = {spec.name: spec.state_type for spec in _device_specs(config)}
     types.update((kind.NAME, kind) for kind in accel.state_types(_vm_options(config)))
-    types.update((f"cpu{index}", CpuState) for index in range(config.vcpu_count))
+    types.update((f"cpu{index}", CpuSection) for index in range(config.vcpu_count))
     return types
 
 

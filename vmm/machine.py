@@ -19,7 +19,7 @@ from guestram.errors import LeaseError
 from guestram.lease import ControlPage, RunLease
 from guestram.ram import GuestRam
 from vmm.accel.base import Accelerator, GuestVm, IoBus
-from vmm.accel.x86_state import CpuState
+from vmm.accel.x86_section import CpuSection
 from vmm.boot.image import BootPlan
 from vmm.devices.base import Device
 from vmm.devices.chardev import CharBackend
@@ -182,9 +182,9 @@ class Machine:
         parts.vm.load([states[kind.NAME] for kind in parts.vm.state_types()])
         for thread in self._threads:
             state = states[_cpu_name(thread.vcpu.index)]
-            assert isinstance(state, CpuState)
+            assert isinstance(state, CpuSection)
             thread.halted = state.mp_state == "halted" and state.lapic is None
-            thread.vcpu.load(state)
+            thread.vcpu.restore(state)
         for device in parts.devices:
             if device.name in states:
                 device.load(states[device.name])
@@ -226,7 +226,7 @@ class Machine:
             device.name: device.state_type for device in parts.devices
         }
         types.update((kind.NAME, kind) for kind in parts.vm.state_types())
-        types.update((_cpu_name(vcpu.index), CpuState) for vcpu in parts.vm.vcpus)
+        types.update((_cpu_name(vcpu.index), CpuSection) for vcpu in parts.vm.vcpus)
         return types
 
     def close(self) -> None:
@@ -249,7 +249,7 @@ class Machine:
         for state in self.parts.vm.save():
             yield state.NAME, state
         for thread in self._threads:
-            cpu = thread.vcpu.save()
+            cpu = thread.vcpu.capture()
             if thread.halted:
                 cpu = replace(cpu, mp_state="halted")
             yield _cpu_name(thread.vcpu.index), cpu

@@ -19,7 +19,7 @@ from cpr.handshake import Action
 from cpr.messages import NONCE_SIZE_BYTES, Hello, Message, State
 from cpr.vmstate import Section
 from vmm.__main__ import main
-from vmm.accel.x86_state import CpuState
+from vmm.accel.x86_section import CpuSection
 from vmm.update.target import TargetUpdate
 
 
@@ -31,9 +31,9 @@ def command(recording: Path) -> tuple[str, ...]:
 def _timeless(message: State) -> tuple[Section, ...]:
     return tuple(
         Section.save(
-            section.name, replace(section.load(CpuState), tsc=0, tsc_host_ns=0, tsc_offset=None)
+            section.name, replace(section.load(CpuSection), tsc=0, tsc_host_ns=0, tsc_offset=None)
         )
-        if section.kind == CpuState.NAME
+        if section.kind == CpuSection.NAME
         else section
         for section in message.sections
     )

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterable
 
 from vmm.accel.base import IoBus, StopReason, VcpuStop
+from vmm.accel.x86_section import CpuSection
 from vmm.accel.x86_state import CpuState
 
 SCRIPT_DEADLINE_S = 30.0
@@ -63,6 +64,12 @@ class ScriptedVcpu:
 
     def clear_kick(self) -> None:
         self._kicked.clear()
+
+    def capture(self) -> CpuSection:
+        return CpuSection.of(self.state)
+
+    def restore(self, saved: CpuSection) -> None:
+        self.state = saved.state()
 
     def save(self) -> CpuState:
         return self.state

@@ -16,7 +16,7 @@ from vmm.accel.kvm import abi
 from vmm.accel.kvm.ioctl import Buffer, state_ioctl
 from vmm.accel.kvm.state import MsrBuffer
 from vmm.accel.kvm.vcpu import KvmVcpu
-from vmm.accel.x86_state import CpuState
+from vmm.accel.x86_section import CpuSection
 
 # The XSAVE area without extended components (SDM vol. 1, 13.4); the built-in guest uses none.
 _XSAVE_BASE_BYTES = 576
@@ -47,11 +47,11 @@ class NamedCpu:
 
     def read(self) -> Mapping[str, Any]:
         """Registers by name."""
-        return self._vcpu.save().to_map()
+        return self._vcpu.capture().to_map()
 
     def write(self, fields: Mapping[str, Any]) -> None:
         """Registers by name; the types are believed."""
-        self._vcpu.load(CpuState(**fields))
+        self._vcpu.restore(CpuSection(**fields))
 
 
 class BareKvmCpu:

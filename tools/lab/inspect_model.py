@@ -15,12 +15,14 @@ from typing import Any
 import cbor2
 
 from cpr.codec import MAGIC, FrameDecoder
-from cpr.errors import RemoteProtocolError
+from cpr.errors import RemoteProtocolError, StateError
 from cpr.messages import Message
 from cpr.vmstate import Section, section_digest
 from tools.lab.timeline import Mark, parse_marks
+from vmm.accel.x86_section import CpuSection
 
 NS_PER_MS = 1_000_000
+_PACKED = ("general", "segments", "gdt", "idt", "control", "debug", "msrs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,18 @@ def _section_item(section: Section) -> Item:
     except Exception as error:  # cbor2 raises many kinds on damaged input
         return Item(f"section {section.name}", about | {"not CBOR": str(error)})
     state = Item("state", fields if isinstance(fields, dict) else {"value": fields})
-    return Item(f"section {section.name}", about, (state,))
+    return Item(f"section {section.name}", about, (state, *_registers(section)))
+
+
+def _registers(section: Section) -> tuple[Item, ...]:
+    """A CPU's packed registers, by name."""
+    if section.kind != CpuSection.NAME:
+        return ()
+    try:
+        registers = dataclasses.asdict(section.load(CpuSection).state())
+    except StateError as error:
+        return (Item("registers", {"cannot be read": str(error)}),)
+    return (Item("registers", {name: registers[name] for name in _PACKED}),)
 
 
 def _read_cbor(data: bytes, name: str) -> Document:

@@ -1,7 +1,7 @@
 """What every accelerator provides: a VM over mapped RAM, and vCPUs that run until told to stop.
 
 The machine knows only these protocols. One vCPU belongs to one thread while it runs; `kick` is the
-only method that may be called from another thread at that time. `save` and `load` are called from
+only method that may be called from another thread at that time. State is read and replaced from
 the loop's thread while every vCPU thread is parked.
 """
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from cpr.vmstate import VmState
+from vmm.accel.x86_section import CpuSection
 from vmm.accel.x86_state import CpuState
 
 
@@ -100,15 +101,23 @@ class Vcpu(Protocol):
         """Forget a kick; called before the vCPU thread enters `run` again."""
         ...
 
-    def save(self) -> CpuState:
-        """Read the whole CPU state; the vCPU must be stopped."""
+    def capture(self) -> CpuSection:
+        """Read the whole CPU state as it travels; the vCPU must be stopped."""
         ...
 
-    def load(self, state: CpuState) -> None:
+    def restore(self, saved: CpuSection) -> None:
         """Replace the whole CPU state; callable again and again (rehearsals).
 
         Raises AccelError that names the register or MSR that was refused.
         """
+        ...
+
+    def save(self) -> CpuState:
+        """`capture` with a name for every register."""
+        ...
+
+    def load(self, state: CpuState) -> None:
+        """`restore` of a state with a name for every register; raises as that."""
         ...
 
     def rehearse(self) -> None:

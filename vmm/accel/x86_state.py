@@ -1,16 +1,13 @@
 """CPU state in architecture terms, shared by every accelerator (Intel SDM, AMD APM names).
 
 Nothing here depends on how an accelerator stores a register: a state saved under KVM loads under
-Unicorn and the other way round. Wire form: one CBOR map per section, keyed by field name.
+Unicorn and the other way round. How it travels, `vmm.accel.x86_section` says.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
-
-from cpr.vmstate import VmState
 
 GENERAL_REGISTERS = (
     "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp",
@@ -27,7 +24,7 @@ TableRegister = tuple[int, int]  # (base, limit)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CpuState(VmState):
+class CpuState:
     """Everything one x86 CPU is, apart from memory.
 
     `xsave` is the standard (not compacted) XSAVE area: 512 bytes legacy region, 64 bytes header,
@@ -36,10 +33,6 @@ class CpuState(VmState):
     `tsc_offset` is guest minus host TSC where the accelerator knows it, so that a successor on the
     same host continues the same count. `lapic` is the 1 KiB register page, or None without one.
     """
-
-    NAME: ClassVar[str] = "x86-cpu"
-    VERSION: ClassVar[int] = 1
-    READS_FROM: ClassVar[int] = 1
 
     general: Mapping[str, int]
     segments: Mapping[str, Segment]

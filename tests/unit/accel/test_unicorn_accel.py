@@ -61,7 +61,7 @@ def test_machine_state_of_another_accelerator_is_refused() -> None:
     try:
         vm = rig.vm("unicorn")
         with pytest.raises(AccelError, match="x86-cpu"):
-            vm.load([vm.vcpus[0].save()])
+            vm.load([vm.vcpus[0].capture()])
     finally:
         rig.close()
 

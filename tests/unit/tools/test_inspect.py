@@ -13,9 +13,11 @@ import pytest
 from cpr.codec import encode
 from cpr.messages import Commit, Fds, State
 from cpr.vmstate import Section, VmState
+from tests.unit.accel.test_x86_section import cpu as unusual_cpu
 from tools import inspect
 from tools.lab.inspect_model import read_document
 from tools.lab.inspect_view import hex_dump, to_plain
+from vmm.accel.x86_section import CpuSection
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +105,21 @@ def test_golden_state_is_shown_by_field_name() -> None:
     document = read_document(SECTION.payload, "uart.v3.cbor")
     assert document.kind == "one state, 2 field(s)"
     assert document.items[0].fields["divisor"] == 0x12345
+
+
+def test_packed_registers_of_a_cpu_are_shown_by_name() -> None:
+    cpu = Section.save("cpu0", CpuSection.of(unusual_cpu()))
+    document = read_document(cbor2.dumps(dataclasses.asdict(cpu)), "x")
+    registers = document.items[0].items[1]
+    assert registers.title == "registers"
+    assert registers.fields["segments"]["cs"] == unusual_cpu().segments["cs"]
+    assert registers.fields["msrs"] == unusual_cpu().msrs
+
+
+def test_cpu_of_another_version_says_that_its_registers_cannot_be_read() -> None:
+    cpu = dataclasses.replace(Section.save("cpu0", CpuSection.of(unusual_cpu())), version=99)
+    document = read_document(cbor2.dumps(dataclasses.asdict(cpu)), "x")
+    assert "too new" in document.items[0].items[1].fields["cannot be read"]
 
 
 def test_timeline_is_shown_relative_to_its_first_mark() -> None:

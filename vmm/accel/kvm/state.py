@@ -1,8 +1,9 @@
-"""Kernel structs <-> CpuState, without an allocation that can be avoided: this is blackout code.
+"""Kernel structs <-> CpuSection, without an allocation that can be avoided: this is blackout code.
 
-`VcpuBuffers` owns one buffer for each struct, made once. The `read_*` functions turn a filled
-buffer into architecture terms, the `write_*` functions fill a buffer; neither calls the kernel.
-Names of registers and events are the wire format of `CpuState`, so they never change.
+`VcpuBuffers` owns one buffer for each struct, made once. General, system and debug registers travel
+as the kernel has them, so they are only copied. The `read_*` functions turn a filled buffer into
+architecture terms, the `write_*` functions fill a buffer; neither calls the kernel. Names of events
+are the wire format of `CpuSection`, so they never change.
 """
 
 from __future__ import annotations
@@ -14,15 +15,7 @@ from collections.abc import Mapping, Sequence
 
 from vmm.accel.kvm import abi
 from vmm.accel.kvm.ioctl import Buffer
-from vmm.accel.x86_state import (
-    CONTROL_REGISTERS,
-    DEBUG_REGISTERS,
-    GENERAL_REGISTERS,
-    SEGMENT_REGISTERS,
-    CpuState,
-    Segment,
-    TableRegister,
-)
+from vmm.accel.x86_section import DEBUG, SYSTEM
 from vmm.errors import AccelError
 
 _XSAVE_BASE_SIZE_BYTES = 576  # legacy region and header (SDM vol. 1, 13.4)
@@ -40,6 +33,15 @@ _EVENT_FIELDS = (
 )  # fmt: skip
 _EVENT_NAMES = tuple(name for name in _EVENT_FIELDS if name is not None)
 _EVENT_FLAGS_INDEX = 13
+# Without one of these nothing is pending, and what the other fields say is left over.
+_EVENT_CAUSES = tuple(
+    _EVENT_FIELDS.index(name)
+    for name in (
+        "exception_injected", "exception_pending", "interrupt_injected", "interrupt_shadow",
+        "nmi_injected", "nmi_pending", "nmi_masked", "smm", "smi_pending", "smm_inside_nmi",
+        "smi_latched_init", "triple_fault_pending",
+    )
+)  # fmt: skip
 _EXCEPTION_DETAILS = (
     "exception_nr", "exception_has_error_code", "exception_error_code", "exception_has_payload",
     "exception_payload",
@@ -47,8 +49,6 @@ _EXCEPTION_DETAILS = (
 _INTERRUPT_DETAILS = ("interrupt_nr", "interrupt_soft")
 
 MP_STATES = ("runnable", "uninitialized", "init-received", "halted", "sipi-received")
-
-_SEGMENT_VALUES = 4 * len(SEGMENT_REGISTERS)
 
 
 class VcpuBuffers:
@@ -64,6 +64,9 @@ class VcpuBuffers:
         self.mp_state = Buffer(abi.MP_STATE.size)
         self.lapic = Buffer(abi.LAPIC_SIZE_BYTES)
         self.msrs = MsrBuffer(msr_indices)
+        # The parts that travel; what follows them in the kernel's structs stays zero.
+        self.system = memoryview(self.sregs.data)[: SYSTEM.size]
+        self.debug = memoryview(self.debugregs.data)[: DEBUG.size]
 
 
 class MsrBuffer(Buffer):
@@ -84,7 +87,15 @@ class MsrBuffer(Buffer):
         """The values in the order of `indices`."""
         return self._values.tolist()
 
-    def set_values(self, values: array[int]) -> None:
+    def first(self, count: int) -> bytes:
+        """The first `count` values, 8 bytes each."""
+        return self._values[:count].tobytes()
+
+    def value_at(self, place: int) -> int:
+        """One value, by its place in `indices`."""
+        return self._values[place]
+
+    def set_values(self, values: array[int] | memoryview) -> None:
         """Replace the first values, in the order of `indices`."""
         self._values[: len(values)] = memoryview(values)
 
@@ -93,114 +104,7 @@ class MsrBuffer(Buffer):
         abi.MSR_HEADER.pack_into(self.data, 0, count, 0)
 
 
-# ---- general registers --------------------------------------------------------------------------
-
-
-def read_regs(buffers: VcpuBuffers) -> dict[str, int]:
-    """General registers by name."""
-    return dict(zip(GENERAL_REGISTERS, abi.REGS.unpack(buffers.regs.data), strict=True))
-
-
-def write_regs(buffers: VcpuBuffers, general: Mapping[str, int]) -> None:
-    """Raises AccelError naming a register that is missing or does not fit."""
-    try:
-        abi.REGS.pack_into(buffers.regs.data, 0, *map(general.__getitem__, GENERAL_REGISTERS))
-    except (KeyError, struct.error) as error:
-        raise _unfit("general registers", general, error) from error
-
-
-# ---- segments, tables, control registers --------------------------------------------------------
-
-
-def read_sregs(
-    buffers: VcpuBuffers,
-) -> tuple[dict[str, Segment], TableRegister, TableRegister, dict[str, int]]:
-    """(segments, gdt, idt, control registers)."""
-    values = abi.SREGS.unpack(buffers.sregs.data)
-    end = _SEGMENT_VALUES
-    segments = dict(
-        zip(
-            SEGMENT_REGISTERS,
-            zip(
-                values[2:end:4],  # selector
-                values[0:end:4],  # base
-                values[1:end:4],  # limit
-                map(_attributes, values[3:end:4]),
-                strict=True,
-            ),
-            strict=True,
-        )
-    )
-    control = dict(zip(CONTROL_REGISTERS, values[end + 4 :], strict=True))
-    return segments, values[end : end + 2], values[end + 2 : end + 4], control
-
-
-def write_sregs(buffers: VcpuBuffers, state: CpuState) -> None:
-    """Raises AccelError naming a register that is missing or does not fit."""
-    values: list[int | bytes] = []
-    try:
-        for name in SEGMENT_REGISTERS:
-            selector, base, limit, attributes = state.segments[name]
-            values += (base, limit, selector, _attribute_bytes(attributes))
-        values += state.gdt
-        values += state.idt
-        values += map(state.control.__getitem__, CONTROL_REGISTERS)
-        abi.SREGS.pack_into(buffers.sregs.data, 0, *values)
-    except (KeyError, ValueError, struct.error) as error:
-        described = {**state.segments, "gdt": state.gdt, "idt": state.idt, **state.control}
-        raise _unfit("segment and control registers", described, error) from error
-
-
-@functools.lru_cache(maxsize=256)
-def _attributes(raw: bytes) -> int:
-    """The access-rights word of one segment, from KVM's one-byte fields."""
-    kind, present, dpl, default_big, non_system, long_mode, granularity, available, unusable = raw
-    return (
-        kind
-        | non_system << 4
-        | dpl << 5
-        | present << 7
-        | available << 12
-        | long_mode << 13
-        | default_big << 14
-        | granularity << 15
-        | unusable << 16
-    )
-
-
-@functools.lru_cache(maxsize=256)
-def _attribute_bytes(attributes: int) -> bytes:
-    return bytes(
-        (
-            attributes & 0xF,
-            attributes >> 7 & 1,
-            attributes >> 5 & 3,
-            attributes >> 14 & 1,
-            attributes >> 4 & 1,
-            attributes >> 13 & 1,
-            attributes >> 15 & 1,
-            attributes >> 12 & 1,
-            attributes >> 16 & 1,
-        )
-    )
-
-
-# ---- debug registers, XCR0, XSAVE ---------------------------------------------------------------
-
-
-def read_debugregs(buffers: VcpuBuffers) -> dict[str, int]:
-    """Debug registers by name."""
-    return dict(zip(DEBUG_REGISTERS, abi.DEBUGREGS.unpack(buffers.debugregs.data)[:6], strict=True))
-
-
-def write_debugregs(buffers: VcpuBuffers, debug: Mapping[str, int]) -> None:
-    """Raises AccelError naming a register that is missing or does not fit."""
-    try:
-        abi.DEBUGREGS.pack_into(
-            buffers.debugregs.data, 0, *map(debug.__getitem__, DEBUG_REGISTERS), 0
-        )
-    except (KeyError, struct.error) as error:
-        raise _unfit("debug registers", debug, error) from error
+# ---- XCR0, XSAVE --------------------------------------------------------------------------------
 
 
 def read_xcr0(buffers: VcpuBuffers) -> int:
@@ -240,6 +144,8 @@ def write_xsave(buffers: VcpuBuffers, area: bytes) -> None:
 def read_events(buffers: VcpuBuffers) -> dict[str, int]:
     """What is pending, injected or masked; what is zero, and what means nothing, is left out."""
     values = abi.VCPU_EVENTS.unpack(buffers.events.data)
+    if not any(map(values.__getitem__, _EVENT_CAUSES)):
+        return {}
     events = {
         name: value for name, value in zip(_EVENT_FIELDS, values, strict=True) if name and value
     }

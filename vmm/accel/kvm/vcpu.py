@@ -33,6 +33,7 @@ from vmm.accel.kvm.msrs import NOT_MSR_STATE, name_of
 from vmm.accel.kvm.rehearsal import RehearsalCode
 from vmm.accel.kvm.tsc import MSR_TSC, VcpuTsc
 from vmm.accel.tsc import TscReading
+from vmm.accel.x86_section import CpuSection
 from vmm.accel.x86_state import CpuState
 from vmm.errors import AccelError
 
@@ -66,6 +67,7 @@ class KvmVcpu:
         self._runner: int | None = None  # ident of the thread that is inside run()
         # The TSC is read in one call with the MSRs, but it is not set with them.
         self._msr_indices = context.msr_indices
+        self._packed_indices = array("I", context.msr_indices).tobytes()
         self._buffers = state.VcpuBuffers((*context.msr_indices, MSR_TSC), context.xsave_size_bytes)
         self._tsc = VcpuTsc(fd)
         self._gets, self._sets = _plan(self._buffers, context)
@@ -142,6 +144,14 @@ class KvmVcpu:
     # ---- state ----------------------------------------------------------------------------------
 
     def save(self) -> CpuState:
+        """See Vcpu.save."""
+        return self.capture().state()
+
+    def load(self, state: CpuState) -> None:
+        """See Vcpu.load."""
+        self.restore(CpuSection.of(state))
+
+    def capture(self) -> CpuSection:
         """Read the whole CPU state; the vCPU must be stopped.
 
         Raises AccelError when it runs, or when KVM refuses (then the text names the call).
@@ -152,28 +162,25 @@ class KvmVcpu:
             if state_ioctl(fd, request, address) < 0:
                 raise os_refusal(f"reading the {what} of vCPU {self.index}")
         tsc_host_ns = time.monotonic_ns()
-        self._transfer_msrs(abi.GET_MSRS, len(self._msr_indices) + 1)
-        *msr_values, tsc = buffers.msrs.values()
-        segments, gdt, idt, control = state.read_sregs(buffers)
-        return CpuState(
-            general=state.read_regs(buffers),
-            segments=segments,
-            gdt=gdt,
-            idt=idt,
-            control=control,
-            debug=state.read_debugregs(buffers),
-            msrs=dict(zip(self._msr_indices, msr_values, strict=True)),
+        count = len(self._msr_indices)
+        self._transfer_msrs(abi.GET_MSRS, count + 1)
+        return CpuSection(
+            general=bytes(buffers.regs.data),
+            system=bytes(buffers.system),
+            debug=bytes(buffers.debug),
+            msr_indices=self._packed_indices,
+            msr_values=buffers.msrs.first(count),
             xcr0=state.read_xcr0(buffers),
             xsave=state.read_xsave(buffers),
             events=state.read_events(buffers),
             mp_state=state.read_mp_state(buffers) if has_lapic else "runnable",
-            tsc=tsc,
+            tsc=buffers.msrs.value_at(count),
             tsc_host_ns=tsc_host_ns,
             tsc_offset=self._tsc.read_offset(),
             lapic=bytes(buffers.lapic.data) if has_lapic else None,
         )
 
-    def load(self, saved: CpuState) -> None:
+    def restore(self, saved: CpuSection) -> None:
         """Replace the whole CPU state; callable again and again.
 
         Raises AccelError that names the register, MSR or event this vCPU cannot hold; the vCPU is
@@ -186,21 +193,21 @@ class KvmVcpu:
             if state_ioctl(fd, request, address) < 0:
                 raise self._refusal(what, saved)
         # KVM_RUN takes CR8 from the page when there is no in-kernel LAPIC (KVM API, kvm_run.cr8).
-        self._page.u64[abi.RUN_CR8_U64] = saved.control["cr8"]
+        self._page.u64[abi.RUN_CR8_U64] = saved.cr8
         self._tsc.set(self._context.tsc, saved.tsc, saved.tsc_host_ns, saved.tsc_offset)
         # After the LAPIC and the TSC: arming the TSC deadline (last of the list) needs both.
         self._transfer_msrs(abi.SET_MSRS, len(self._msr_indices))
 
-    def _fill(self, saved: CpuState) -> None:
+    def _fill(self, saved: CpuSection) -> None:
         """Put every part of `saved` into its kernel struct."""
         buffers = self._buffers
-        state.write_regs(buffers, saved.general)
-        state.write_sregs(buffers, saved)
-        state.write_debugregs(buffers, saved.debug)
+        buffers.regs.data[:] = saved.general
+        buffers.system[:] = saved.system
+        buffers.debug[:] = saved.debug
         state.write_xcr0(buffers, saved.xcr0)
         state.write_xsave(buffers, saved.xsave)
         state.write_events(buffers, saved.events, self._event_flags)
-        buffers.msrs.set_values(self._msr_values(saved.msrs))
+        buffers.msrs.set_values(memoryview(self._msr_values(saved)).cast("Q"))
         if self._context.has_lapic != (saved.lapic is not None):
             raise AccelError(
                 f"the saved CPU has {'a' if saved.lapic is not None else 'no'} local APIC, vCPU "
@@ -217,19 +224,16 @@ class KvmVcpu:
         elif saved.mp_state not in ("runnable", "halted"):  # halted: the VMM waits, not the kernel
             raise AccelError(f"MP state '{saved.mp_state}' needs an in-kernel irqchip")
 
-    def _msr_values(self, msrs: Mapping[int, int]) -> array[int]:
+    def _msr_values(self, saved: CpuSection) -> bytes:
         """Values in list order; an MSR that the state does not have gets its reset value."""
-        reset = self._reset_msrs
-        if msrs.keys() != reset.keys():
-            unknown = sorted(msrs.keys() - reset.keys() - NOT_MSR_STATE)
-            if unknown:
-                names = ", ".join(f"{name_of(index)} = {msrs[index]:#x}" for index in unknown)
-                raise AccelError(f"this host's KVM cannot hold MSR(s) {names}")
-            msrs = {**reset, **msrs}
-        try:
-            return array("Q", map(msrs.__getitem__, self._msr_indices))
-        except (OverflowError, TypeError) as error:
-            raise AccelError(f"an MSR of the saved CPU is not a 64-bit number: {error}") from error
+        if saved.msr_indices == self._packed_indices:  # from a host like this one
+            return saved.msr_values
+        msrs, reset = saved.msrs(), self._reset_msrs
+        unknown = sorted(msrs.keys() - reset.keys() - NOT_MSR_STATE)
+        if unknown:
+            names = ", ".join(f"{name_of(index)} = {msrs[index]:#x}" for index in unknown)
+            raise AccelError(f"this host's KVM cannot hold MSR(s) {names}")
+        return array("Q", [msrs.get(index, reset[index]) for index in self._msr_indices]).tobytes()
 
     def _transfer_msrs(self, request: int, count: int) -> None:
         """KVM stops at the first MSR it refuses and returns how many it took."""
@@ -244,8 +248,9 @@ class KvmVcpu:
         verb = "read" if request == abi.GET_MSRS else f"set to {value:#x}"
         raise AccelError(f"MSR {name_of(index)} of vCPU {self.index} cannot be {verb}")
 
-    def _refusal(self, what: str, saved: CpuState) -> AccelError:
+    def _refusal(self, what: str, section: CpuSection) -> AccelError:
         error = os_refusal(f"setting the {what} of vCPU {self.index}")
+        saved = section.state()
         values: Mapping[str, object] = {
             "segment and control registers": saved.control,
             "extended control registers": {"xcr0": saved.xcr0},

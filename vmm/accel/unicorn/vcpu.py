@@ -13,6 +13,7 @@ from vmm.accel.unicorn.mmio import WideAccesses
 from vmm.accel.unicorn.registers import RIP_ID
 from vmm.accel.unicorn.snapshot import Snapshots
 from vmm.accel.unicorn.state import reset_state
+from vmm.accel.x86_section import CpuSection
 from vmm.accel.x86_state import CpuState
 
 # A kick ends the slice under way, unless it falls into the microsecond in which one is being
@@ -91,6 +92,14 @@ class UnicornVcpu:
     def clear_kick(self) -> None:
         """See Vcpu.clear_kick."""
         self._kicked = False
+
+    def capture(self) -> CpuSection:
+        """See Vcpu.capture."""
+        return CpuSection.of(self.save())
+
+    def restore(self, saved: CpuSection) -> None:
+        """See Vcpu.restore."""
+        self.load(saved.state())
 
     def save(self) -> CpuState:
         """See Vcpu.save; after hlt the MP state is "halted", and another run goes on behind it."""
