@@ -20,6 +20,7 @@ HELLO says which versions its sender speaks.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import struct
 import typing
@@ -52,6 +53,9 @@ CONTROL_SIZE_MAX_BYTES = 1 << 20
 # The deepest field is the machine description in HELLO: a map of lists of lists. Twice that.
 NESTING_MAX = 8
 
+_WITHOUT_FIELDS = frozenset(
+    message_type for message_type in MESSAGE_TYPES.values() if not dataclasses.fields(message_type)
+)
 _STATE_KINDS = frozenset({MessageKind.REHEARSAL, MessageKind.STATE})
 _KINDS = {int(kind): kind for kind in MessageKind}
 
@@ -70,6 +74,12 @@ def encode(message: Message, protocol: int = PROTOCOL_MIN, *, fd_count: int = 0)
     Raises LocalProtocolError for a version that we do not speak, a message larger than its limit,
     or an `fd_count` that the message cannot have.
     """
+    if type(message) in _WITHOUT_FIELDS:
+        return _encode_once(message, protocol, fd_count)
+    return _encode(message, protocol, fd_count)
+
+
+def _encode(message: Message, protocol: int, fd_count: int) -> bytes:
     kind = message.KIND
     if not PROTOCOL_MIN <= protocol <= PROTOCOL_MAX:
         raise LocalProtocolError(
@@ -86,6 +96,10 @@ def encode(message: Message, protocol: int = PROTOCOL_MIN, *, fd_count: int = 0)
             f"{kind.name} has {len(body)} bytes; the limit is {_size_max(kind)}"
         )
     return _HEADER.pack(MAGIC, protocol, kind, fd_count, 0, len(body), _digest(body)) + body
+
+
+# Of a message that says no more than its kind there is one frame, made before the blackout.
+_encode_once = functools.lru_cache(maxsize=64)(_encode)
 
 
 class FrameDecoder:

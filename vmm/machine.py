@@ -75,9 +75,27 @@ class StopTimes:
 NamedStates = tuple[tuple[str, VmState], ...]
 
 
-def encode_sections(states: NamedStates) -> tuple[Section, ...]:
-    """What `Machine.capture` gave, as sections."""
-    return tuple(Section.save(name, state) for name, state in states)
+class SectionEncoder:
+    """Makes sections of what `Machine.capture` gives.
+
+    A state that is as it was the last time keeps its section: between a rehearsal and the stop that
+    follows most devices did nothing.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[str, tuple[VmState, Section]] = {}
+
+    def encode(self, states: NamedStates) -> tuple[Section, ...]:
+        """The sections, in order."""
+        return tuple(self._section(name, state) for name, state in states)
+
+    def _section(self, name: str, state: VmState) -> Section:
+        known = self._last.get(name)
+        if known is not None and known[0] == state:
+            return known[1]
+        section = Section.save(name, state)
+        self._last[name] = (state, section)
+        return section
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +173,7 @@ class Machine:
 
     def save(self) -> tuple[Section, ...]:
         """Every section; the machine must be stopped."""
-        return encode_sections(self.capture())
+        return SectionEncoder().encode(self.capture())
 
     def capture(self) -> NamedStates:
         """The states themselves, not yet encoded; the guest may run again afterwards."""

@@ -40,7 +40,7 @@ from cpr.vmstate import Section
 from guestram.errors import LeaseBusyError, LeaseError
 from vmm.config import ChannelType, MigrationAddress, MigrationChannel, SocketUnix
 from vmm.errors import MigrationError, VmmError
-from vmm.machine import StopTimes, encode_sections
+from vmm.machine import SectionEncoder, StopTimes
 from vmm.migration.status import MigrationStatus
 from vmm.migration.transport import connect, connect_reason, send_main_header
 from vmm.runstate import RunState
@@ -48,6 +48,7 @@ from vmm.update.inventory import FdInventory, describe_machine
 from vmm.update.netfds import PASSED_FDS, kept_fds, passed_fds
 from vmm.update.priority import stay_in_background
 from vmm.update.quiet import begin_quiet, end_quiet
+from vmm.update.wakeful import Wakefulness
 from vmm.version import PRODUCT, VERSION
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ class SourceUpdate:
         self._nonce = secrets.token_bytes(NONCE_SIZE_BYTES)
         self._inventory: FdInventory | None = None
         self._sections: tuple[Section, ...] = ()
+        self._encoder = SectionEncoder()
+        self._wakefulness = Wakefulness()
         self._runstate = RunState.RUNNING
         self._resumed = False
         self._cancelled = False
@@ -177,8 +180,11 @@ class SourceUpdate:
 
     def close(self) -> None:
         """Release the channel and everything held for the update."""
+        self._wakefulness.end()
         self._driver.close()
-        self._release_inventory()
+        if self._inventory is not None:
+            self._inventory.close()
+            self._inventory = None
 
     def perform(self, action: Action, message: Message | None) -> None:
         """Do one action of the handshake table."""
@@ -244,6 +250,8 @@ class SourceUpdate:
         The guest pauses for a moment that is shorter than the blackout to come; the successor loads
         this state as it will load the real one, so a state it cannot load is found now.
         """
+        if self._wakefulness.begin():
+            self._mark(time.monotonic_ns(), "processors stay awake")
         machine = self._machine
         was_running = machine.running
         if was_running:
@@ -253,7 +261,7 @@ class SourceUpdate:
         finally:
             if was_running:
                 machine.start()
-        self._send(Rehearsal(sections=encode_sections(states)))
+        self._send(Rehearsal(sections=self._encoder.encode(states)))
 
     # ---- the blackout ---------------------------------------------------------------------------
 
@@ -274,7 +282,7 @@ class SourceUpdate:
             self._save()
 
     def _save(self) -> None:
-        self._sections = self._machine.save()
+        self._sections = self._encoder.encode(self._machine.capture())
         self._mark(time.monotonic_ns(), "saved")
         self._driver.feed(Event.SAVED)
 
@@ -377,13 +385,7 @@ class SourceUpdate:
         """Give back everything the update held; never before the guest runs somewhere."""
         end_quiet()
         self._vmm.events.release()
-        self._driver.close()
-        self._release_inventory()
-
-    def _release_inventory(self) -> None:
-        if self._inventory is not None:
-            self._inventory.close()
-            self._inventory = None
+        self.close()
 
     def _send(self, message: Message, fds: tuple[int, ...] = ()) -> None:
         assert self._channel is not None
