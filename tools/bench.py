@@ -18,6 +18,7 @@ from pathlib import Path
 from qemu.qmp import ExecuteError
 
 from tools.lab.bench.alone import measure_accels, measure_process
+from tools.lab.bench.network import measure_nics, measure_path
 from tools.lab.bench.plan import FULL, QUICK, Group
 from tools.lab.bench.results import BenchResult, GroupResult, to_json
 from tools.lab.bench.rounds import Progress
@@ -43,6 +44,8 @@ GROUPS: Mapping[Group, Measure] = {
     Group.RAM: measure_ram,
     Group.VCPUS: measure_vcpus,
     Group.DEVICES: measure_devices,
+    Group.NICS: measure_nics,
+    Group.PATH: measure_path,
     Group.ACCEL: measure_accels,
     Group.PROCESS: measure_process,
     Group.PEER: measure_peer,

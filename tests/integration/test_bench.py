@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tools import bench
 
 
@@ -30,3 +32,24 @@ def test_accelerators_and_processes_are_measured_alone(tmp_path: Path) -> None:
     assert accelerator["figures"]["exits_per_s"]["p50"] > 0
     assert process["figures"]["exec_to_qmp_ms"]["p50"] > 0
     assert 0 < process["figures"]["pss_mib"]["p50"] <= process["figures"]["rss_mib"]["p50"]
+
+
+@pytest.mark.needs_tun
+def test_path_of_a_frame_is_measured(tmp_path: Path) -> None:
+    report = tmp_path / "bench.json"
+    words = ["--only", "path", "--accel", "unicorn", "--quick", "--json", str(report)]
+    assert bench.main(words) == 0
+    (row,) = json.loads(report.read_text())["rows"]
+    assert row["figures"]["frames_per_s"]["p50"] > 0
+    assert row["figures"]["cpu_us_per_frame"]["p50"] > 0
+    assert row["figures"]["round_trip_us"]["p50"] > 0
+
+
+@pytest.mark.needs_tun
+def test_many_cards_are_measured_beside_none(tmp_path: Path) -> None:
+    report = tmp_path / "bench.json"
+    words = ["--only", "nics", "--accel", "unicorn", "--count", "1", "--json", str(report)]
+    assert bench.main(words) == 0
+    result = json.loads(report.read_text())
+    assert [row["name"] for row in result["rows"]] == [f"{n} cards/unicorn" for n in (0, 1, 8)]
+    assert result["verdicts"][0]["name"] == "8 cards beside none, unicorn"

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from html import escape
 
 from tools.lab.charts import histogram_svg, scatter_svg, timeline_svg
+from tools.lab.load_ledger import LoadResult
 from tools.lab.page_style import STYLE
 from tools.lab.results import ChainResult, DrillResult, conditions
 from tools.lab.stats import Summary
@@ -35,6 +36,14 @@ def _chain(chain: ChainResult) -> str:
     if (blackout := chain.blackout_ms()) is not None:
         parts += [_figures(chain, blackout), _pictures(chain)]
     parts.append(_phases(chain.phase_ms()))
+    parts += [
+        _ledger(what, ledger)
+        for what, ledger in (
+            ("Load over all updates", chain.ledger),
+            ("The same load without updates", chain.baseline),
+        )
+        if ledger is not None
+    ]
     named = "; ".join(f"{key}: {value}" for key, value in conditions(chain).items())
     parts.append(f'<p class="conditions">{escape(named)}</p>')
     return "".join(parts)
@@ -82,6 +91,20 @@ def _phases(phases: Mapping[str, Summary]) -> str:
     rows = ([name, *_three(summary)] for name, summary in phases.items())
     table = _table(("phase", "p50 ms", "p99 ms", "max ms"), rows)
     return f'<div class="card below">{table}</div>'
+
+
+def _ledger(what: str, ledger: LoadResult) -> str:
+    """Every frame of every flow, the TCP streams, and what the kernel dropped."""
+    numbers = ("sent", "received", "lost", "duplicated", "reordered")
+    rows = [
+        [each.name, *(str(getattr(each, number)) for number in numbers)]
+        for each in ledger.directions
+    ]
+    rows.append(["all", *(str(ledger.totals()[number]) for number in numbers)])
+    return (
+        f'<div class="card below"><h3>{escape(what)}</h3>{_table(("flow", *numbers), rows)}'
+        f"<p>{escape(ledger.summary())}</p></div>"
+    )
 
 
 def _summary(result: DrillResult) -> str:

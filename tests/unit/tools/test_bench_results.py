@@ -13,6 +13,7 @@ from tools.lab.bench.results import (
     Verdict,
     fit_line,
     floor_verdict,
+    nics_verdict,
     peer_verdict,
     slope_verdict,
     to_json,
@@ -36,6 +37,13 @@ def test_floor_target_is_twice_the_floor(ours: float, met: bool) -> None:
 @pytest.mark.parametrize(("several", "met"), [(2.0, True), (2.2, False)])
 def test_vcpu_target_is_twice_one_vcpu(several: float, met: bool) -> None:
     assert vcpu_verdict(summary(1.0), summary(several), 2).met is met
+
+
+@pytest.mark.parametrize(("many", "met"), [(2.0, True), (2.1, False)])
+def test_cards_target_is_twice_a_machine_without_any(many: float, met: bool) -> None:
+    verdict = nics_verdict("kvm", summary(1.0), summary(many), 8)
+    assert verdict.met is met
+    assert verdict.name == "8 cards beside none, kvm"
 
 
 @pytest.mark.parametrize(("ours", "met"), [(1.0, True), (1.1, False)])

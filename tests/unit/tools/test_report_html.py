@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from xml.etree import ElementTree as ET
 
 import pytest
 
 from tests.unit.tools.samples import make_chain, make_record
 from tools.lab.charts import histogram_svg, scatter_svg, timeline_svg
+from tools.lab.load_ledger import Direction, LoadResult
 from tools.lab.report_html import render_html
 from tools.lab.results import DrillResult
 
@@ -66,3 +68,18 @@ def test_failure_is_escaped_and_comes_with_its_replay_command() -> None:
     assert "bad &lt;page&gt; &amp; more" in page
     assert "cpr-drill --seed 1" in page
     assert 'class="verdict fail"' in page
+
+
+def test_ledger_of_a_loaded_chain_and_its_baseline_stand_flow_by_flow() -> None:
+    flow = Direction("UDP flow 0 to the guest", 40, 39, 1, 0, 0)
+    ledger = LoadResult(1.0, (flow,), (), None, 2.0, tap_tx_dropped=3)
+    baseline = replace(ledger, directions=(replace(flow, received=40, lost=0),), tap_tx_dropped=0)
+    chain = replace(make_chain([1.0]), ledger=ledger, baseline=baseline)
+
+    page = render_html(DrillResult((chain,), 0))
+
+    row = "<tr>" + "".join(f"<td>{cell}</td>" for cell in (flow.name, 40, 39, 1, 0, 0)) + "</tr>"
+    assert row in page
+    assert page.count("<td>UDP flow 0 to the guest</td>") == 2
+    assert "tap dropped 3" in page
+    assert page.index("Load over all updates") < page.index("The same load without updates")

@@ -23,6 +23,8 @@ class Group(Enum):
     RAM = "ram"
     VCPUS = "vcpus"
     DEVICES = "devices"
+    NICS = "nics"
+    PATH = "path"  # of a frame, without an update
     ACCEL = "accel"  # kick latency, exits per second
     PROCESS = "process"  # start-up time, memory
     PEER = "peer"  # beside a real QEMU
@@ -39,6 +41,7 @@ class Scale:
     peer: int
     kicks: int
     exits: int
+    frames: int
     starts: int
     ram_bytes: tuple[int, ...]
     touched: bool
@@ -58,6 +61,7 @@ FULL = Scale(
     peer=7,
     kicks=500,
     exits=50_000,
+    frames=5_000,
     starts=10,
     ram_bytes=(64 * MIB, 256 * MIB, GIB, 2 * GIB, 4 * GIB, 8 * GIB),
     touched=True,
@@ -72,6 +76,7 @@ QUICK = Scale(
     peer=2,
     kicks=100,
     exits=10_000,
+    frames=500,
     starts=3,
     ram_bytes=(64 * MIB, GIB, 4 * GIB, 8 * GIB),
     touched=False,

@@ -18,6 +18,7 @@ SLOPE_SIZES_MIN = 4
 # the switch are judged side by side.
 JUDGED_MS = {"blackout_ms": "blackout", "switch_ms": "pause at the switch"}
 VCPU_RATIO_MAX = 2.0
+NICS_RATIO_MAX = 2.0
 PEER_RATIO_MAX = 1 / 3
 
 
@@ -133,6 +134,17 @@ def vcpu_verdict(one: Summary, several: Summary, vcpu_count: int) -> Verdict:
         f"p50 at most {VCPU_RATIO_MAX:g}x",
         f"{ratio:.2f}x ({several.p50:.2f} / {one.p50:.2f} ms, n {several.n} / {one.n})",
         ratio <= VCPU_RATIO_MAX,
+    )
+
+
+def nics_verdict(accel: str, none: Summary, many: Summary, count: int) -> Verdict:
+    """Many cards over none, p50."""
+    ratio = many.p50 / none.p50
+    return Verdict(
+        f"{count} cards beside none, {accel}",
+        f"p50 at most {NICS_RATIO_MAX:g}x",
+        f"{ratio:.2f}x ({many.p50:.2f} / {none.p50:.2f} ms, n {many.n} / {none.n})",
+        ratio <= NICS_RATIO_MAX,
     )
 
 

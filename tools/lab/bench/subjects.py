@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from tools.lab.argv import Build, GuestSpec
+from tools.lab.child import PLAIN_CHILD, ChildSetup
 from tools.lab.errors import CheckFailedError
 from tools.lab.floor import Floor
 from tools.lab.heartbeat import HeartbeatReader
@@ -68,12 +69,18 @@ class OursSubject:
     """Our VMM: every hand-over is a live update into a fresh process, driven over QMP."""
 
     def __init__(
-        self, name: str, build: Build, guest: GuestSpec, *, extra: Sequence[str] = ()
+        self,
+        name: str,
+        build: Build,
+        guest: GuestSpec,
+        *,
+        extra: Sequence[str] = (),
+        first: ChildSetup = PLAIN_CHILD,
     ) -> None:
         self.name = name
         self._build = build
         self._guest = guest
-        self._launcher = Launcher(guest, extra=extra)
+        self._launcher = Launcher(guest, extra=extra, first=first)
         self._owned = contextlib.AsyncExitStack()
         self._current: Launched
         self._serial: HeartbeatReader

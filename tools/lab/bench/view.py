@@ -20,6 +20,8 @@ TITLES: Mapping[str, str] = {
     "ram": "blackout against RAM",
     "vcpus": "blackout against vCPUs",
     "devices": "blackout against devices",
+    "nics": "blackout against network cards",
+    "path": "the path of a frame, without an update",
     "accel": "accelerators alone",
     "process": "one VMM process (without guest RAM)",
     "peer": "guest-felt gap beside a real QEMU",
