@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import contextlib
 import socket
 import struct
 from collections import deque
@@ -51,6 +52,7 @@ _ANCILLARY_SIZE_BYTES = socket.CMSG_SPACE(FDS_PER_FRAME_MAX * _INT_SIZE_BYTES) +
 
 OnMessage = Callable[[Message, list[OwnedFd]], None]
 OnReason = Callable[[str], None]
+Tamper = Callable[[bytes, Sequence[int]], tuple[bytes, Sequence[int]]]
 
 
 class Channel:
@@ -88,6 +90,7 @@ class Channel:
         self._on_lost: OnReason = _nobody_listens
         self._on_violation: OnReason | None = None
         self._on_peer_died: Callable[[], None] | None = None
+        self.tamper: Tamper | None = None  # a drill damages the next frame
         try:
             sock.setblocking(False)
             if peer is not None:
@@ -138,6 +141,17 @@ class Channel:
             self._peer.close()
         self._sock.close()
 
+    # ---- for drills ------------------------------------------------------------------------------
+
+    def shutdown(self, how: int) -> None:
+        """End the connection in one direction or both (socket.SHUT_…), as a broken peer does."""
+        with contextlib.suppress(OSError):  # it is not connected any more
+            self._sock.shutdown(how)
+
+    def break_off(self, reason: str) -> None:
+        """Behave as if the kernel had reported `reason` for the connection."""
+        self._lose(f"receiving failed: {reason}")
+
     # ---- sending ---------------------------------------------------------------------------------
 
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
@@ -146,7 +160,11 @@ class Channel:
         Raises ChannelError when the channel is closed or broken (`on_lost` has then been called),
         or when the peer does not read and the queue is full.
         """
-        frame = memoryview(encode(message, fd_count=len(fds)))
+        encoded = encode(message, fd_count=len(fds))
+        if self.tamper is not None:
+            tamper, self.tamper = self.tamper, None
+            encoded, fds = tamper(encoded, fds)
+        frame = memoryview(encoded)
         if self._lost:
             raise ChannelError(f"{message.KIND.name} was not sent: the channel is closed")
         sent = 0

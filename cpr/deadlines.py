@@ -27,6 +27,11 @@ class DeadlineName(Enum):
     ORPHAN = "orphan"
 
 
+# An orphan that finds the lease busy waits for its source to make up its mind, which takes one of
+# the source's deadlines (load or run). Were this one no longer, the orphan would ask too early.
+ORPHAN_FACTOR = 2
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Deadlines:
     """How long each wait may take, in milliseconds.
@@ -50,8 +55,9 @@ class Deadlines:
 
     @classmethod
     def uniform(cls, timeout_ms: int) -> Self:
-        """The same deadline for every wait."""
-        return cls(**{field.name: timeout_ms for field in fields(cls)})
+        """The same deadline for every wait; an orphan's must outlast those of its source."""
+        same = {field.name: timeout_ms for field in fields(cls)}
+        return cls(**same | {"orphan_ms": timeout_ms * ORPHAN_FACTOR})
 
     def of(self, name: DeadlineName) -> int:
         """The deadline `name` in milliseconds."""

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
 from cpr.channel import Channel
 from cpr.deadlines import DeadlineName, Deadlines
@@ -25,14 +26,26 @@ _MS_PER_S = 1000
 Perform = Callable[[Action, Message | None], None]
 
 
+class Steps(Protocol):
+    """Is told of every action, before and after it; a drill makes the process fail there."""
+
+    def before(self, action: Action, channel: Channel | None) -> None:
+        """About to be performed."""
+        ...
+
+    def after(self, action: Action, channel: Channel | None) -> None:
+        """Performed without an error."""
+        ...
+
+
 class Driver:
     """Runs one side's handshake.
 
     `perform` does one action; the message that caused it, or None, is its second argument. It may
     feed events itself: they wait until the actions of the present one are done. `reason` is why the
-    update last went wrong, in words. `record` is (CLOCK_MONOTONIC ns, event, phase entered) of
-    every step. `received_fds` is complete when FDS is fed. `finished` is set in the terminal phase,
-    after its actions.
+    update last went wrong, in words. `deadlines` count for the phases that are entered from now on.
+    `record` is (CLOCK_MONOTONIC ns, event, phase entered) of every step. `received_fds` is complete
+    when FDS is fed. `finished` is set in the terminal phase, after its actions.
     """
 
     def __init__(
@@ -48,7 +61,7 @@ class Driver:
         self.record: list[tuple[int, Event, Phase]] = []
         self.finished = asyncio.Event()
         self._perform = perform
-        self._deadlines = deadlines
+        self.deadlines = deadlines
         self._loop = loop
         self._channel: Channel | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -56,6 +69,7 @@ class Driver:
         self._draining = False
         self._lost = False
         self._offered: frozenset[str] = frozenset()
+        self.steps: Steps | None = None
 
     def attach(self, channel: Channel) -> None:
         """Take over `channel` and begin to listen to it."""
@@ -147,7 +161,7 @@ class Driver:
 
     def _on_deadline(self, name: DeadlineName) -> None:
         self._timer = None
-        waited_ms = self._deadlines.of(name)
+        waited_ms = self.deadlines.of(name)
         self._enqueue(
             Event.DEADLINE,
             None,
@@ -196,7 +210,12 @@ class Driver:
     def _performed(self, action: Action, message: Message | None) -> bool:
         """Perform; False when it failed and the table takes it from here."""
         try:
-            self._perform(action, message)
+            if self.steps is None:
+                self._perform(action, message)
+            else:
+                self.steps.before(action, self._channel)
+                self._perform(action, message)
+                self.steps.after(action, self._channel)
         except ChannelError as error:
             # What the row does besides talking must still be done (REPORT, COMPLETE).
             if not self._lost:
@@ -216,7 +235,7 @@ class Driver:
             return
         if isinstance(message, Accept) and message.deferred:
             name = DeadlineName.DEFER
-        delay_s = self._deadlines.of(name) / _MS_PER_S
+        delay_s = self.deadlines.of(name) / _MS_PER_S
         self._timer = self._loop.call_later(delay_s, self._on_deadline, name)
 
     @property

@@ -11,6 +11,7 @@ import asyncio
 import json
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from tools.lab.argv import Build, GuestSpec
 from tools.lab.chain import ChainPlan, run_chain
 from tools.lab.cliff import run_cliff
 from tools.lab.errors import LabError, OptionError
+from tools.lab.faults.cases import all_cases, chosen_cases
+from tools.lab.faults.matrix import run_matrix
+from tools.lab.faults.view import show_matrix, tell_progress
 from tools.lab.load import parse_load
 from tools.lab.options import (
     available_accels,
@@ -46,12 +50,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         plans = make_plans(options)
+        if options.faults and options.faults != "list":
+            chosen_cases(options.faults)
         for path in (options.json, options.html):
             _check_writable(path)
     except LabError as error:
         print(f"cpr-drill: {error}", file=sys.stderr)
         return EXIT_USAGE
     try:
+        if options.faults == "list":
+            print("\n".join(case.name for case in all_cases()))
+            return EXIT_PASS
+        if options.faults:
+            return _faults(options, plans)
         if options.cliff:
             return asyncio.run(_cliff(plans))
         result = asyncio.run(_drill(plans, Screen()))
@@ -152,6 +163,25 @@ async def _drill(plans: Sequence[ChainPlan], screen: Screen) -> DrillResult:
     return result
 
 
+def _faults(options: argparse.Namespace, plans: Sequence[ChainPlan]) -> int:
+    """Run the fault matrix on the accelerators of the plans; an exit status."""
+    builds = {plan.build(0).accel: plan.build(0) for plan in plans}
+    began_s = time.monotonic()
+    result = asyncio.run(
+        run_matrix(
+            chosen_cases(options.faults),
+            next(iter(builds.values())).command,
+            [accel for accel in builds if accel is not None],
+            options.seed,
+            tell_progress,
+        )
+    )
+    show_matrix(result, time.monotonic() - began_s)
+    if options.json:
+        Path(options.json).write_text(json.dumps(result.to_json(), indent=1) + "\n")
+    return EXIT_PASS if result.passed else EXIT_FAIL
+
+
 async def _cliff(plans: Sequence[ChainPlan]) -> int:
     """Show the law of loss on the first accelerator of each chain; an exit status."""
     agrees = True
@@ -217,6 +247,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="instead of updates: pause the guest under load for less and for more than the tap's "
         "queue holds, and compare the loss with pps x blackout - txqueuelen",
+    )
+    parser.add_argument(
+        "--faults",
+        metavar="CASES",
+        help="instead of a chain: one update for each case, in which one side fails at one step; "
+        "'all', 'list', or patterns of names with commas, such as target/*/LOAD_STATE/*,*/kill",
     )
     parser.add_argument("--json", metavar="FILE", help="write every figure of every update")
     parser.add_argument("--html", metavar="FILE", help="write one self-contained page")

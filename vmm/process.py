@@ -22,7 +22,8 @@ from vmm.config import MigrationAddress, MigrationChannel, VmmConfig
 from vmm.errors import MigrationError, RunstateError
 from vmm.events import EventLog
 from vmm.machine import Machine
-from vmm.migration.parameters import MigrationCapabilities, MigrationParameters
+from vmm.migration.capabilities import MigrationCapabilities
+from vmm.migration.parameters import MigrationParameters
 from vmm.migration.preflight import check_outgoing, ram_blockers
 from vmm.migration.status import RUNNING, MigrationRecord, MigrationStatus
 from vmm.qmp.server import MonitorServer

@@ -1,28 +1,32 @@
-"""Migration parameters and capabilities: the ones QEMU 10.0 has, its defaults, ranges and texts.
+"""Migration parameters: the ones QEMU 10.0 has, its defaults, ranges and texts.
 
 All of QEMU's are kept, because clients set and read back what they know. Those about copying RAM
 (bandwidth, throttling, compression, multifd, …) describe work that does not exist when RAM stays in
 place. What would change the promise of an update is refused instead of being ignored (TLS).
 
 Ours: `x-cpr-timeout-ms` replaces every deadline of an update. `x-peer-uid` is one more user whose
-process may be the other side (by default our own user and root). `migrate-fds`, also `local`: the
+process may be the other side (by default our own user and root). `x-cpr-fault` makes this process
+fail at one step of its next update (`vmm.update.faults`). `migrate-fds`, also `local`: the
 user wants open fds of network cards to be passed; a cpr mode wants that by itself.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
 from cpr.peer import default_allowed_uids
+from cpr.phases import Role
 from vmm.errors import MigrationError
+from vmm.migration.capabilities import MigrationCapabilities, cannot_apply, capability_of
 from vmm.migration.rules import (
     Rule,
     cache_size,
     dirty_limit,
     downtime,
+    fault_plan,
     in_range,
     integer_in_range,
     no_tls,
@@ -34,7 +38,6 @@ from vmm.qapi import (
     UINT8,
     UINT32,
     UINT64,
-    Array,
     Enum,
     Member,
     Object,
@@ -42,6 +45,7 @@ from vmm.qapi import (
     QapiType,
     check_keyval,
 )
+from vmm.update.faults import FaultPlan
 
 
 class MigrationMode(enum.Enum):
@@ -124,6 +128,7 @@ _SPECS: tuple[_Spec, ...] = (
     _Spec("direct-io", BOOL, False),
     _Spec("x-cpr-timeout-ms", UINT32, None, in_range("x-cpr-timeout-ms", 1, MAX_CPR_TIMEOUT_MS)),
     _Spec("x-peer-uid", UINT32, None),
+    _Spec("x-cpr-fault", STR_OR_NULL, None, fault_plan),
     _Spec(MIGRATE_FDS, BOOL, None),
     _Spec(_LOCAL, BOOL, None),
 )
@@ -154,7 +159,7 @@ class MigrationParameters:
             try:
                 parameters.set({spec.name: check_keyval(spec.type, text, name)})
             except (QapiError, MigrationError) as error:
-                raise MigrationError(_cannot_apply(name, text, str(error))) from error
+                raise MigrationError(cannot_apply(name, text, str(error))) from error
         return parameters
 
     def set(self, updates: Mapping[str, Any]) -> None:
@@ -209,6 +214,15 @@ class MigrationParameters:
         extra = self._values.get("x-peer-uid")
         return default_allowed_uids() if extra is None else default_allowed_uids() | {extra}
 
+    def take_fault(self, role: Role) -> FaultPlan | None:
+        """The fault that a drill wants in this process's next update in `role`; asked for once."""
+        text = self._values.get("x-cpr-fault")
+        plan = FaultPlan.parse(text) if text else None
+        if plan is None or plan.role is not role:
+            return None
+        del self._values["x-cpr-fault"]
+        return plan
+
     @property
     def x_cpr_timeout_ms(self) -> int | None:
         """What replaces every deadline of an update, if anything."""
@@ -234,158 +248,11 @@ def _aliased(updates: Mapping[str, Any]) -> dict[str, Any]:
     return {**updates, **{name: value for value in given for name in (MIGRATE_FDS, _LOCAL)}}
 
 
-CAPABILITIES: tuple[str, ...] = (
-    "xbzrle",
-    "rdma-pin-all",
-    "auto-converge",
-    "zero-blocks",
-    "events",
-    "postcopy-ram",
-    "x-colo",
-    "release-ram",
-    "return-path",
-    "pause-before-switchover",
-    "multifd",
-    "dirty-bitmaps",
-    "postcopy-blocktime",
-    "late-block-activate",
-    "x-ignore-shared",
-    "validate-uuid",
-    "background-snapshot",
-    "zero-copy-send",
-    "postcopy-preempt",
-    "switchover-ack",
-    "dirty-limit",
-    "mapped-ram",
-)
-CAPABILITY_STATUS = Object(
-    "MigrationCapabilityStatus",
-    (Member("capability", Enum("MigrationCapability", CAPABILITIES)), Member("state", BOOL)),
-)
-CAPABILITY_LIST = Array(CAPABILITY_STATUS)
-
-# Each row: the first capability on together with the second is refused with this text.
-_CONFLICTS: tuple[tuple[str, str, str], ...] = (
-    ("postcopy-ram", "x-ignore-shared", "Postcopy is not compatible with ignore-shared"),
-    ("multifd", "postcopy-ram", "Postcopy is not yet compatible with multifd"),
-    *(
-        ("background-snapshot", other, f"Background-snapshot is not compatible with {other}")
-        for other in (
-            "postcopy-ram",
-            "dirty-bitmaps",
-            "postcopy-blocktime",
-            "late-block-activate",
-            "return-path",
-            "multifd",
-            "pause-before-switchover",
-            "auto-converge",
-            "release-ram",
-            "rdma-pin-all",
-            "xbzrle",
-            "x-colo",
-            "validate-uuid",
-            "zero-copy-send",
-        )
-    ),
-    ("multifd", "xbzrle", "Multifd is not compatible with xbzrle"),
-    ("mapped-ram", "xbzrle", "Mapped-ram migration is incompatible with xbzrle"),
-    ("mapped-ram", "postcopy-ram", "Mapped-ram migration is incompatible with postcopy"),
-)
-# Each row: the first needs the second.
-_NEEDS: tuple[tuple[str, str, str], ...] = (
-    ("postcopy-preempt", "postcopy-ram", "Postcopy preempt requires postcopy-ram"),
-    (
-        "switchover-ack",
-        "return-path",
-        "Capability 'switchover-ack' requires capability 'return-path'",
-    ),
-    (
-        "zero-copy-send",
-        "multifd",
-        "Zero copy only available for non-compressed non-TLS multifd migration",
-    ),
-)
-# What no accelerator here can do, in the words of a QEMU on such a host.
-_IMPOSSIBLE: Mapping[str, str] = {
-    "dirty-limit": "dirty-limit requires KVM with accelerator property 'dirty-ring-size' set",
-}
-
-
-class MigrationCapabilities:
-    """Which capabilities are on; one holder per process."""
-
-    def __init__(self) -> None:
-        self._on = dict.fromkeys(CAPABILITIES, False)
-
-    @classmethod
-    def from_globals(cls, properties: Mapping[str, str]) -> Self:
-        """`-global migration.x-NAME=on`; names of parameters are skipped. Raises MigrationError."""
-        capabilities = cls()
-        for name, text in properties.items():
-            if (capability := _capability_of(name)) is None:
-                continue
-            try:
-                capabilities.set({capability: check_keyval(BOOL, text, name)})
-            except (QapiError, MigrationError) as error:
-                raise MigrationError(_cannot_apply(name, text, str(error))) from error
-        return capabilities
-
-    def set(self, updates: Mapping[str, bool]) -> None:
-        """Set several, all or none. Raises MigrationError with QEMU's text."""
-        wanted = {**self._on, **updates}
-        for first, second, text in _CONFLICTS:
-            if wanted[first] and wanted[second]:
-                raise MigrationError(text)
-        for first, second, text in _NEEDS:
-            if wanted[first] and not wanted[second]:
-                raise MigrationError(text)
-        for name, text in _IMPOSSIBLE.items():
-            if wanted[name]:
-                raise MigrationError(text)
-        self._on = wanted
-
-    def set_list(self, entries: Sequence[Mapping[str, Any]]) -> None:
-        """The argument of migrate-set-capabilities; of a name given twice the last counts."""
-        self.set({entry["capability"]: entry["state"] for entry in entries})
-
-    def is_on(self, name: str) -> bool:
-        """Whether capability `name` is on."""
-        return self._on[name]
-
-    def to_qmp(self) -> list[dict[str, Any]]:
-        """The value of query-migrate-capabilities."""
-        return [{"capability": name, "state": self._on[name]} for name in CAPABILITIES]
-
-    @property
-    def events(self) -> bool:
-        """Whether MIGRATION events are wanted."""
-        return self._on["events"]
-
-    @property
-    def pause_before_switchover(self) -> bool:
-        """Whether the update waits in pre-switchover for migrate-continue."""
-        return self._on["pause-before-switchover"]
-
-
 def check_globals(properties: Mapping[str, str]) -> None:
     """Refuse unknown names and bad values of `-global migration.…`. Raises MigrationError."""
     for name, text in properties.items():
         known = name in _BY_NAME or name.removeprefix("x-") in _BY_NAME
-        if not known and _capability_of(name) is None:
-            raise MigrationError(
-                _cannot_apply(name, text, f"Property 'migration.{name}' not found")
-            )
+        if not known and capability_of(name) is None:
+            raise MigrationError(cannot_apply(name, text, f"Property 'migration.{name}' not found"))
     MigrationParameters.from_globals(properties)
     MigrationCapabilities.from_globals(properties)
-
-
-def _capability_of(prop: str) -> str | None:
-    """The capability behind a property: `x-events` -> events, `x-ignore-shared` as it is."""
-    plain = prop.removeprefix("x-")
-    if prop != plain and plain in CAPABILITIES:
-        return plain
-    return prop if prop.startswith("x-") and prop in CAPABILITIES else None
-
-
-def _cannot_apply(name: str, value: str, why: str) -> str:
-    return f"can't apply global migration.{name}={value}: {why}"

@@ -25,7 +25,8 @@ from vmm.config import (
 )
 from vmm.errors import MigrationError
 from vmm.migration.addresses import channels_from_qmp, parse_uri
-from vmm.migration.parameters import MigrationCapabilities, MigrationMode, MigrationParameters
+from vmm.migration.capabilities import MigrationCapabilities
+from vmm.migration.parameters import MigrationMode, MigrationParameters
 from vmm.migration.status import RUNNING, MigrationStatus
 from vmm.runstate import RunState
 

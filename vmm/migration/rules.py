@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from vmm.errors import MigrationError
+from vmm.update.faults import FaultPlan
+
 MAX_DOWNTIME_LIMIT_MS = 2_000_000
 _PAGE_SIZE_BYTES = 4096
 
@@ -51,3 +54,13 @@ def no_tls(value: str | None) -> str | None:
     if not value:
         return None
     return "Parameter 'tls-creds': TLS is not supported; both processes are on one host"
+
+
+def fault_plan(value: str | None) -> str | None:
+    """Empty, or ROLE/WHEN/ACTION/FAULT."""
+    try:
+        if value:
+            FaultPlan.parse(value)
+    except MigrationError as error:
+        return str(error)
+    return None

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Final
 
 from vmm.errors import MigrationError
 from vmm.migration.addresses import MIGRATION_CHANNEL
-from vmm.migration.parameters import CAPABILITY_LIST, MIGRATION_PARAMETERS
+from vmm.migration.capabilities import CAPABILITY_LIST
+from vmm.migration.parameters import MIGRATION_PARAMETERS
 from vmm.migration.preflight import incoming_address, outgoing_channels
 from vmm.migration.status import MIGRATION_INFO, RUNNING, MigrationStatus
 from vmm.qapi import ANY, Array, Member, Object

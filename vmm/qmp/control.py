@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from vmm.config import MigrationAddress, MigrationChannel, VmmConfig
-from vmm.migration.parameters import MigrationCapabilities, MigrationParameters
+from vmm.migration.capabilities import MigrationCapabilities
+from vmm.migration.parameters import MigrationParameters
 from vmm.runstate import RunState
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from cpr.channel import Channel
 from cpr.driver import Driver
 from cpr.errors import CprError
-from cpr.handshake import Action, Event, Handshake, Phase, Role
+from cpr.handshake import TRANSITIONS, Action, Event, Handshake, Phase, Role
 from cpr.messages import (
     FDS_PER_FRAME_MAX,
     NONCE_SIZE_BYTES,
@@ -44,6 +44,7 @@ from vmm.machine import SectionEncoder, StopTimes
 from vmm.migration.status import MigrationStatus
 from vmm.migration.transport import connect, connect_reason, send_main_header
 from vmm.runstate import RunState
+from vmm.update.faults import injector_of
 from vmm.update.inventory import FdInventory, describe_machine
 from vmm.update.netfds import PASSED_FDS, kept_fds, passed_fds
 from vmm.update.priority import stay_in_background
@@ -57,17 +58,9 @@ if TYPE_CHECKING:
 
 # While the user can still take the update back; afterwards the successor may own the guest.
 _CANCELLABLE = frozenset(
-    {
-        Phase.IDLE,
-        Phase.HELLO_SENT,
-        Phase.FDS_SENT,
-        Phase.CONNECTING,
-        Phase.MAIN_WAIT,
-        Phase.REHEARSING,
-        Phase.REHEARSING_AGAIN,
-        Phase.STOPPING,
-        Phase.STATE_SENT,
-    }
+    phase
+    for phase, row in TRANSITIONS[Role.SOURCE].items()
+    if Event.CANCEL in row and row[Event.CANCEL].next is not phase
 )
 
 
@@ -144,6 +137,7 @@ class SourceUpdate:
         self._channel = Channel(
             sock, asyncio.get_running_loop(), allowed_uids=self._vmm.parameters.allowed_uids()
         )
+        self._driver.steps = injector_of(self._vmm.parameters.take_fault(Role.SOURCE))
         self._driver.attach(self._channel)
         self._driver.feed(Event.START)
         if self._driver.handshake.phase is Phase.ABORTED:

@@ -40,6 +40,7 @@ from vmm.machine import EntryTime, Machine, VerifiedState
 from vmm.migration.status import MigrationStatus
 from vmm.migration.transport import Listener, receive_main_header
 from vmm.runstate import RunState
+from vmm.update.faults import injector_of
 from vmm.update.inventory import agreed_protocol, hello_problems, main_header_problem
 from vmm.update.quiet import begin_quiet, end_quiet
 from vmm.version import PRODUCT, VERSION
@@ -145,6 +146,8 @@ class TargetUpdate:
         sock = await self._cpr_listener.accept()
         self._cpr_listener.close()  # one update at a time: nobody else gets in
         self._channel = Channel(sock, self._loop, allowed_uids=self._vmm.parameters.allowed_uids())
+        self._driver.deadlines = self._vmm.deadlines()  # the user may have changed them
+        self._driver.steps = injector_of(self._vmm.parameters.take_fault(Role.TARGET))
         self._driver.attach(self._channel)
 
     def _check_hello(self, message: Message | None) -> None:

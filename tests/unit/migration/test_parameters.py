@@ -7,11 +7,9 @@ from typing import Any
 import pytest
 
 from vmm.errors import MigrationError
+from vmm.migration.capabilities import CAPABILITIES, CAPABILITY_LIST, MigrationCapabilities
 from vmm.migration.parameters import (
-    CAPABILITIES,
-    CAPABILITY_LIST,
     MIGRATION_PARAMETERS,
-    MigrationCapabilities,
     MigrationMode,
     MigrationParameters,
     check_globals,

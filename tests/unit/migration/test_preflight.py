@@ -17,7 +17,8 @@ from vmm.config import (
     SocketUnix,
 )
 from vmm.errors import MigrationError
-from vmm.migration.parameters import MigrationCapabilities, MigrationParameters
+from vmm.migration.capabilities import MigrationCapabilities
+from vmm.migration.parameters import MigrationParameters
 from vmm.migration.preflight import (
     check_outgoing,
     incoming_address,

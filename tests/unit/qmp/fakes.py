@@ -7,7 +7,8 @@ from typing import Any
 
 from vmm.config import MigrationAddress, MigrationChannel, VmmConfig
 from vmm.errors import VmmError
-from vmm.migration.parameters import MigrationCapabilities, MigrationParameters
+from vmm.migration.capabilities import MigrationCapabilities
+from vmm.migration.parameters import MigrationParameters
 from vmm.runstate import RunState
 
 

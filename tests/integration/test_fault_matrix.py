@@ -1,0 +1,42 @@
+"""A few cases of the fault matrix; `cpr-drill --faults all` runs them all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tools import drill
+from tools.lab.faults.cases import chosen_cases
+
+# Every kind of fault once, on both sides, at steps before, in and after the blackout.
+SELECTION = (
+    "target/after/SEND_PREPARED/kill", "source/before/SEND_COMMIT/kill",
+    "target/before/SEND_LOADED/hang", "source/after/RELEASE_LEASE/pause",
+    "source/after/SEND_FDS/eof", "target/after/LOAD_STATE/half-close",
+    "source/after/SEND_STATE/reset", "source/before/SEND_STATE/short",
+    "source/before/REHEARSE/flip", "target/before/SEND_RUNNING/duplicate",
+    "source/before/SEND_FDS/fd-missing", "source/before/SEND_FDS/fd-wrong",
+    "target/after/SEND_ACCEPT/no-fds", "target/before/BUILD/no-memory",
+)  # fmt: skip
+
+
+def test_selected_faults_end_with_one_owner(tmp_path: Path) -> None:
+    report = tmp_path / "faults.json"
+    words = ["--faults", ",".join(SELECTION), "--accel", "unicorn", "--json", str(report)]
+    assert drill.main(words) == drill.EXIT_PASS
+    cases = json.loads(report.read_text())["cases"]
+    assert {case["name"] for case in cases} == set(SELECTION)
+    assert all(case["reason"] for case in cases if case["ending"] == "rolled back")
+
+
+def test_list_names_every_case(capsys: pytest.CaptureFixture[str]) -> None:
+    assert drill.main(["--faults", "list"]) == drill.EXIT_PASS
+    names = capsys.readouterr().out.split()
+    assert [case.name for case in chosen_cases("all")] == names
+
+
+def test_case_that_does_not_exist_is_a_wrong_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert drill.main(["--faults", "target/before/DANCE/kill"]) == drill.EXIT_USAGE
+    assert "no such case" in capsys.readouterr().err
