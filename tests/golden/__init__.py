@@ -1,0 +1,1 @@
+"""What each released version puts on the wire, kept as it was."""

@@ -1,0 +1,74 @@
+"""Where the golden files are, and which of them may still change.
+
+    tests/golden/VERSION/schema.json                what the version says of its sections
+    tests/golden/VERSION/sections/NAME.cbor         a section's payload
+    tests/golden/VERSION/messages/KIND.cprl         a message, as a frame
+
+A version is released when CHANGELOG.md has a dated heading for it. Its files are never rewritten. A
+wording that changed without a change of meaning is entered in REWORDED, with its reason.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cpr.codec import encode
+from cpr.plaincbor import dumps
+from tests.golden.examples import STATES
+from tests.golden.schema import schema
+from tests.unit.cpr.examples import MESSAGES
+from vmm.version import VERSION
+
+PLACE = Path(__file__).parent
+ROOT = PLACE.parents[1]
+_RELEASE = re.compile(r"^## \[(?P<version>\d+\.\d+\.\d+)\] - \d{4}-\d\d-\d\d", re.MULTILINE)
+SCHEMA, SECTIONS, MESSAGES_DIR = "schema.json", "sections", "messages"
+
+# (version, section, record or message) -> why its text may differ although nothing else does.
+REWORDED: Mapping[tuple[str, str], str] = {}
+
+
+def released_versions() -> frozenset[str]:
+    """Versions with a dated heading in the changelog."""
+    return frozenset(_RELEASE.findall((ROOT / "CHANGELOG.md").read_text()))
+
+
+def recorded_versions() -> list[str]:
+    """Versions that have golden files, oldest first."""
+    found = [path.name for path in PLACE.iterdir() if (path / SCHEMA).is_file()]
+    return sorted(found, key=lambda version: [int(part) for part in version.split(".")])
+
+
+def recorded_schema(version: str) -> dict[str, Any]:
+    """The schema as that version had it."""
+    recorded: dict[str, Any] = json.loads((PLACE / version / SCHEMA).read_text())
+    return recorded
+
+
+def files_now() -> dict[str, bytes]:
+    """Name below the version's directory -> content, for the present code."""
+    files = {SCHEMA: json.dumps(schema(), indent=1, sort_keys=True).encode() + b"\n"}
+    for name, state in STATES.items():
+        files[f"{SECTIONS}/{name}.cbor"] = dumps(state.to_map())
+    for kind, message in MESSAGES.items():
+        fd_count = len(message.names) if kind.name == "FDS" else 0  # type: ignore[attr-defined]
+        files[f"{MESSAGES_DIR}/{kind.name}.cprl"] = encode(message, fd_count=fd_count)
+    return files
+
+
+def write() -> list[str]:
+    """Write the present version's files; ValueError when it is released. Returns what changed."""
+    if VERSION in released_versions():
+        raise ValueError(f"version {VERSION} is released: its golden files are never rewritten")
+    changed = []
+    for name, content in files_now().items():
+        path = PLACE / VERSION / name
+        if not path.is_file() or path.read_bytes() != content:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+            changed.append(name)
+    return changed
