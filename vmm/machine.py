@@ -292,7 +292,7 @@ class Machine:
             seen.add(section.name)
             if section.name not in devices or section != self._loaded.get(section.name):
                 states[section.name] = section.load(kind)
-        missing = sorted(types.keys() - seen)
+        missing = sorted(n for n, kind in types.items() if n not in seen and not kind.OPTIONAL)
         if missing:
             raise StateError(
                 f"section(s) {', '.join(missing)} did not come; the source has no such device"

@@ -212,8 +212,8 @@ def _section_problems(hello: Hello, local_types: Mapping[str, type[VmState]]) ->
             )
     problems += [
         f"device '{name}' exists only here; the source has no such section"
-        for name in local_types
-        if name not in offered
+        for name, kind in local_types.items()
+        if name not in offered and not kind.OPTIONAL
     ]
     return problems
 
