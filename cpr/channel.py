@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 
 from cpr.codec import FRAME_SIZE_MAX_BYTES, FrameDecoder, encode
 from cpr.errors import ChannelError, RemoteProtocolError
-from cpr.messages import FDS_PER_FRAME_MAX, Message
+from cpr.messages import FDS_PER_FRAME_MAX, PROTOCOL_MIN, Message
 from cpr.ownedfd import OwnedFd
 from cpr.peer import (
     UCRED,
@@ -90,6 +90,7 @@ class Channel:
         self._on_lost: OnReason = _nobody_listens
         self._on_violation: OnReason | None = None
         self._on_peer_died: Callable[[], None] | None = None
+        self.protocol = PROTOCOL_MIN  # of what we send, until both sides agree on another
         self.tamper: Tamper | None = None  # a drill damages the next frame
         try:
             sock.setblocking(False)
@@ -160,7 +161,7 @@ class Channel:
         Raises ChannelError when the channel is closed or broken (`on_lost` has then been called),
         or when the peer does not read and the queue is full.
         """
-        encoded = encode(message, fd_count=len(fds))
+        encoded = encode(message, self.protocol, fd_count=len(fds))
         if self.tamper is not None:
             tamper, self.tamper = self.tamper, None
             encoded, fds = tamper(encoded, fds)

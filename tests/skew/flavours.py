@@ -46,10 +46,10 @@ FLAVOURS: Mapping[str, Flavour] = {
 
 def expected_refusal(source: Flavour, target: Flavour) -> str | None:
     """What the refusal must name; None when the update works."""
-    if source.protocol[0] > target.protocol[1] or target.protocol[0] > source.protocol[1]:
-        return "protocol"
+    if not target.protocol[0] <= source.protocol[0] <= target.protocol[1]:
+        return "protocol"  # HELLO is written in the oldest that its sender speaks
     if not target.ports_reads_from <= source.ports_version <= target.ports_version:
         return PORTS_NAME
-    if Extra.MANDATORY in (source.extra, target.extra) and source.extra is not target.extra:
+    if {source.extra, target.extra} == {Extra.MANDATORY, Extra.NONE}:
         return EXTRA_NAME
     return None

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+import cpr.channel
 import cpr.codec
 import cpr.messages
 import vmm.build
@@ -141,7 +142,14 @@ _PORTS: dict[tuple[int, int], type[VmState]] = {
 }
 
 
-_KNOW_PROTOCOL = (cpr.messages, cpr.codec, vmm.update.source, vmm.update.inventory)
+_KNOW_PROTOCOL = (
+    cpr.messages,
+    cpr.codec,
+    cpr.channel,
+    vmm.update.source,
+    vmm.update.target,
+    vmm.update.inventory,
+)
 
 
 def become(flavour: Flavour) -> None:

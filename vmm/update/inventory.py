@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cpr.errors import StateError
-from cpr.messages import PROTOCOL_MAX, PROTOCOL_MIN, FdOffer, Hello, MainHeader
+from cpr.messages import PROTOCOL_MAX, PROTOCOL_MIN, Accept, FdOffer, Hello, MainHeader
 from cpr.ownedfd import OwnedFd
 from cpr.vmstate import VmState, check_version
 from vmm.config import VmmConfig
 from vmm.devices.net.tun import tap_identity
+from vmm.errors import MigrationError
 from vmm.update.netfds import netdev_fd_name, passed_fd_problems
 
 if TYPE_CHECKING:
@@ -162,6 +163,16 @@ def main_header_problem(header: MainHeader, config: VmmConfig, nonce: bytes) -> 
 def agreed_protocol(hello: Hello) -> int:
     """The newest protocol that both sides speak, if any."""
     return min(hello.protocol_max, PROTOCOL_MAX)
+
+
+def chosen_protocol(accept: Accept) -> int:
+    """The protocol of the rest of the update; MigrationError when it is not one of ours."""
+    if not PROTOCOL_MIN <= accept.protocol <= PROTOCOL_MAX:
+        raise MigrationError(
+            f"the target chose protocol {accept.protocol}; this process speaks "
+            f"{PROTOCOL_MIN}..{PROTOCOL_MAX}"
+        )
+    return accept.protocol
 
 
 def _machine_problems(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:

@@ -45,7 +45,7 @@ from vmm.migration.status import MigrationStatus
 from vmm.migration.transport import connect, connect_reason, send_main_header
 from vmm.runstate import RunState
 from vmm.update.faults import injector_of
-from vmm.update.inventory import FdInventory, describe_machine
+from vmm.update.inventory import FdInventory, chosen_protocol, describe_machine
 from vmm.update.netfds import PASSED_FDS, kept_fds, passed_fds
 from vmm.update.priority import stay_in_background
 from vmm.update.quiet import begin_quiet, end_quiet
@@ -210,6 +210,8 @@ class SourceUpdate:
     def _send_fds(self, message: Message | None) -> None:
         assert isinstance(message, Accept)
         assert self._inventory is not None
+        assert self._channel is not None
+        self._channel.protocol = chosen_protocol(message)
         names = self._inventory.names
         fds = self._inventory.filenos()
         for start in range(0, len(names), FDS_PER_FRAME_MAX):

@@ -18,6 +18,7 @@ from cpr.driver import Driver
 from cpr.errors import CprError
 from cpr.handshake import Action, Event, Handshake, Phase, Role
 from cpr.messages import (
+    PROTOCOL_MIN,
     Accept,
     Connected,
     Failed,
@@ -154,6 +155,8 @@ class TargetUpdate:
         assert isinstance(message, Hello)
         begin_quiet()
         self._hello = message
+        assert self._channel is not None
+        self._channel.protocol = max(PROTOCOL_MIN, agreed_protocol(message))
         self._refusals = hello_problems(
             message, self._vmm.config, section_types(self._vmm.config, self._accel)
         )

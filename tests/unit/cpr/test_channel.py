@@ -10,6 +10,7 @@ import socket
 import pytest
 
 import cpr.channel
+import cpr.codec
 from cpr.channel import Channel
 from cpr.codec import encode
 from cpr.errors import ChannelError
@@ -263,5 +264,17 @@ def test_a_channel_may_be_closed_by_what_a_message_causes() -> None:
         send_raw(theirs, encode(Commit()) + encode(Loaded()))
         assert await ear.until(1) == [Commit()]
         theirs.close()
+
+    run(story())
+
+
+def test_what_is_sent_says_the_protocol_that_was_agreed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        channel, peer = pair()
+        monkeypatch.setattr(cpr.codec, "PROTOCOL_MAX", 2)
+        channel.protocol = 2
+        channel.send(Commit())
+        assert int.from_bytes(peer.recv(4096)[4:6], "big") == 2
+        close_all(channel, peer)
 
     run(story())
