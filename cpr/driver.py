@@ -22,6 +22,8 @@ from cpr.phases import MESSAGE_EVENTS, Action, Event, Phase, Role
 
 EVENT_OF_KIND = {kind: Event[kind.name] for kind in MessageKind}
 _MS_PER_S = 1000
+# Everything else that is fed is a result of our own work.
+_FROM_OUTSIDE = MESSAGE_EVENTS | {Event.LOST, Event.PEER_DIED, Event.VIOLATION, Event.CANCEL}
 
 Perform = Callable[[Action, Message | None], None]
 
@@ -66,6 +68,9 @@ class Driver:
         self._channel: Channel | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._queue: deque[tuple[Event, Message | None, str]] = deque()
+        # What the action being performed came to. A failing send may have queued what the peer said
+        # before it went; our own results are older news than that, and the phase waits for them.
+        self._results: deque[tuple[Event, Message | None, str]] = deque()
         self._draining = False
         self._lost = False
         self._offered: frozenset[str] = frozenset()
@@ -172,15 +177,16 @@ class Driver:
     # ---- the pump --------------------------------------------------------------------------------
 
     def _enqueue(self, event: Event, message: Message | None, reason: str) -> None:
-        self._queue.append((event, message, reason))
+        own_result = self._draining and event not in _FROM_OUTSIDE
+        (self._results if own_result else self._queue).append((event, message, reason))
         if self._draining:
             return
         self._draining = True
         error: Exception | None = None
         try:
-            while self._queue:
+            while following := self._results or self._queue:
                 try:
-                    self._step(*self._queue.popleft())
+                    self._step(*following.popleft())
                 except Exception as caught:  # the events behind it still happened
                     error = error or caught
         finally:
@@ -223,7 +229,7 @@ class Driver:
         except Exception as error:
             if self.handshake.finished or not self.handshake.expects(Event.FAILURE):
                 raise
-            self._queue.append((Event.FAILURE, None, str(error) or repr(error)))
+            self._results.append((Event.FAILURE, None, str(error) or repr(error)))
             return False
         return True
 

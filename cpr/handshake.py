@@ -33,12 +33,15 @@ somebody runs the guest:
   target holds the lease but was not heard of, the source is UNDECIDED; that also has no deadline,
   because both answers would be guesses. It is ended by RUNNING, by the target's death, or by the
   user, who may have the lease asked for again (RETRY).
+* A target that fails in its own work from LOADED on says so, and the source takes the guest back.
+  But the target does not give the guest up before it hears ABORT or finds the epoch moved: should
+  the source be dead or die, nobody else has it, and asking again may succeed.
 * A target without a source (ORPHANED) takes the lease. If it is busy, the source lives, or is just
   dying (the kernel closes its socket before it frees its locks), so the target waits for its death,
   for ABORT, or for the deadline, and asks again (ORPHAN_LAST). Whoever finds the lease busy looks
   at the epoch too: if it has moved, that is the answer (EPOCH_MOVED). If not, the source holds a
   guest that it does not run, and the target is UNDECIDED for the same reason as above: it waits
-  for the source's death or for the user.
+  for the source's death or loss, or for the user.
 
 Unexpected events
 -----------------
@@ -94,14 +97,20 @@ def _stay(phase: Phase, *events: Event) -> dict[Event, Transition]:
     return _each(events, _go(phase))
 
 
+def _without(event: Event, row: Row) -> Row:
+    """`row` for a phase in which nothing is done that could end with `event`."""
+    return {key: transition for key, transition in row.items() if key is not event}
+
+
 # ---- the source ----------------------------------------------------------------------------------
 
 _GONE = (Event.LOST, Event.PEER_DIED)
-_GIVE_UP = (Event.FAILED, Event.CANCEL, Event.VIOLATION, Event.FAILURE)
+_GIVE_UP = (Event.CANCEL, Event.VIOLATION, Event.FAILURE)
+_OVER_THERE = (Event.FAILED, *_GONE)  # the target has ended it: there is nobody to tell
 
 # The guest runs (a rehearsal pauses and resumes it by itself): nothing to undo.
 _SOURCE_RUNS: Row = {
-    **_each(_GONE, _go(Phase.ABORTED, Action.REPORT)),
+    **_each(_OVER_THERE, _go(Phase.ABORTED, Action.REPORT)),
     **_each(_GIVE_UP, _go(Phase.ABORTED, Action.SEND_ABORT, Action.REPORT)),
 }
 _SOURCE_RUNS_DEADLINE: Row = {
@@ -110,7 +119,7 @@ _SOURCE_RUNS_DEADLINE: Row = {
 }
 # The guest is stopped and the lease is ours. Run first, tell second: see the theory of operation.
 _SOURCE_STOPPED: Row = {
-    **_each(_GONE, _go(Phase.ABORTED, Action.RESUME_GUEST, Action.REPORT)),
+    **_each(_OVER_THERE, _go(Phase.ABORTED, Action.RESUME_GUEST, Action.REPORT)),
     **_each(
         (*_GIVE_UP, Event.DEADLINE),
         _go(Phase.ABORTED, Action.RESUME_GUEST, Action.SEND_ABORT, Action.REPORT),
@@ -120,7 +129,7 @@ _SOURCE_STOPPED: Row = {
 _SOURCE: Mapping[Phase, Row] = {
     Phase.IDLE: {
         Event.START: _go(Phase.HELLO_SENT, Action.SEND_HELLO),
-        **_SOURCE_RUNS,
+        **_without(Event.FAILURE, _SOURCE_RUNS),
     },
     Phase.HELLO_SENT: {
         Event.ACCEPT: _go(Phase.FDS_SENT, Action.SEND_FDS),
@@ -137,7 +146,7 @@ _SOURCE: Mapping[Phase, Row] = {
     },
     Phase.MAIN_WAIT: {
         Event.CONNECTED: _go(Phase.REHEARSING, Action.REHEARSE),
-        **_SOURCE_RUNS_DEADLINE,
+        **_without(Event.FAILURE, _SOURCE_RUNS_DEADLINE),
     },
     # Twice: the first finds what cannot be loaded and makes all code run once, the second, straight
     # before the stop, finds processor caches as the blackout will find them.
@@ -157,6 +166,8 @@ _SOURCE: Mapping[Phase, Row] = {
     Phase.STATE_SENT: {
         Event.LOADED: _go(Phase.COMMITTED, Action.RELEASE_LEASE, Action.SEND_COMMIT),
         **_SOURCE_STOPPED,
+        # Said in LOADED: the target keeps the state until it hears that the guest runs here.
+        Event.FAILED: _go(Phase.ABORTED, Action.RESUME_GUEST, Action.SEND_ABORT, Action.REPORT),
     },
     # ---- the point of no return: from here the kernel says who runs
     Phase.COMMITTED: {
@@ -203,13 +214,15 @@ _TARGET_EMPTY: Row = {
     **_each((Event.VIOLATION, Event.FAILURE, Event.CANCEL), _FAIL),
 }
 _TARGET_EMPTY_DEADLINE: Row = {**_TARGET_EMPTY, Event.DEADLINE: _FAIL}
+# Said also to a source that seems to be gone: it may only have been slow.
+_RUN = _go(Phase.DONE, Action.RUN_GUEST, Action.SEND_RUNNING, Action.COMPLETE)
 # The source is gone and the guest is here: only ABORT, said before it went, ends that.
-_ORPHAN_KEEPS = (Event.COMMIT, *_GONE, Event.VIOLATION, Event.CANCEL)
+_ORPHAN_KEEPS = (*_GONE, Event.VIOLATION, Event.CANCEL)
 
 _TARGET: Mapping[Phase, Row] = {
     Phase.IDLE: {
         Event.HELLO: _go(Phase.CHECKING, Action.CHECK_HELLO),
-        **_TARGET_EMPTY_DEADLINE,
+        **_without(Event.FAILURE, _TARGET_EMPTY_DEADLINE),
     },
     Phase.CHECKING: {
         Event.ACCEPTABLE: _go(Phase.ACCEPTED, Action.SEND_ACCEPT),
@@ -249,7 +262,7 @@ _TARGET: Mapping[Phase, Row] = {
     },
     Phase.LOADING_ORPHAN: {
         Event.STATE_LOADED: _go(Phase.ORPHANED, Action.TAKE_LEASE),
-        **_each((Event.ABORT, Event.FAILURE), _END),
+        Event.FAILURE: _END,
         **_stay(Phase.LOADING_ORPHAN, *_ORPHAN_KEEPS),
     },
     # ---- the guest survives the source from here on
@@ -257,40 +270,41 @@ _TARGET: Mapping[Phase, Row] = {
         Event.COMMIT: _go(Phase.TAKING, Action.TAKE_LEASE),
         **_each(_GONE, _go(Phase.ORPHANED, Action.TAKE_LEASE)),
         Event.ABORT: _END,
-        **_each((Event.VIOLATION, Event.FAILURE), _FAIL),
+        Event.VIOLATION: _FAIL,
+        Event.FAILURE: _go(Phase.LOADED, Action.SEND_FAILED),
         **_stay(Phase.LOADED, Event.CANCEL),
     },
     Phase.TAKING: {
-        Event.LEASE_TAKEN: _go(Phase.DONE, Action.RUN_GUEST, Action.SEND_RUNNING, Action.COMPLETE),
+        Event.LEASE_TAKEN: _RUN,
         # The source took it back after its deadline. It will run the guest and say ABORT, or die.
         Event.LEASE_BUSY: _go(Phase.ORPHAN_WAIT),
         Event.ABORT: _END,
-        **_each((Event.EPOCH_MOVED, Event.FAILURE), _FAIL),
+        Event.EPOCH_MOVED: _END,
+        Event.FAILURE: _go(Phase.UNDECIDED, Action.SEND_FAILED),
         **_stay(Phase.TAKING, *_GONE, Event.VIOLATION, Event.CANCEL),
     },
     Phase.ORPHANED: {
-        Event.LEASE_TAKEN: _go(Phase.DONE, Action.RUN_GUEST, Action.COMPLETE),
+        Event.LEASE_TAKEN: _RUN,
         Event.LEASE_BUSY: _go(Phase.ORPHAN_WAIT),
-        **_each((Event.EPOCH_MOVED, Event.ABORT, Event.FAILURE), _END),
+        Event.FAILURE: _go(Phase.UNDECIDED),
+        **_each((Event.EPOCH_MOVED, Event.ABORT), _END),
         **_stay(Phase.ORPHANED, *_ORPHAN_KEEPS),
     },
     Phase.ORPHAN_WAIT: {
         **_stay(Phase.ORPHAN_WAIT, Event.LOST, Event.VIOLATION, Event.CANCEL),
-        **_each((Event.PEER_DIED, Event.COMMIT), _go(Phase.ORPHANED, Action.TAKE_LEASE)),
+        Event.PEER_DIED: _go(Phase.ORPHANED, Action.TAKE_LEASE),
         Event.DEADLINE: _go(Phase.ORPHAN_LAST, Action.TAKE_LEASE),
         Event.ABORT: _END,
     },
     Phase.ORPHAN_LAST: {
-        Event.LEASE_TAKEN: _go(Phase.DONE, Action.RUN_GUEST, Action.COMPLETE),
-        Event.LEASE_BUSY: _go(Phase.UNDECIDED),
-        **_each((Event.EPOCH_MOVED, Event.ABORT, Event.FAILURE), _END),
+        Event.LEASE_TAKEN: _RUN,
+        **_each((Event.LEASE_BUSY, Event.FAILURE), _go(Phase.UNDECIDED)),
+        **_each((Event.EPOCH_MOVED, Event.ABORT), _END),
         **_stay(Phase.ORPHAN_LAST, *_ORPHAN_KEEPS),
     },
     Phase.UNDECIDED: {
-        **_stay(Phase.UNDECIDED, Event.LOST, Event.VIOLATION, Event.CANCEL),
-        **_each(
-            (Event.PEER_DIED, Event.COMMIT, Event.RETRY), _go(Phase.ORPHANED, Action.TAKE_LEASE)
-        ),
+        **_stay(Phase.UNDECIDED, Event.VIOLATION, Event.CANCEL),
+        **_each((*_GONE, Event.RETRY), _go(Phase.ORPHANED, Action.TAKE_LEASE)),
         Event.ABORT: _END,
     },
     Phase.DONE: _stay(Phase.DONE, *LATE_EVENTS),

@@ -191,6 +191,9 @@ class Vmm:
         """
         if self.runstate is RunState.INMIGRATE:
             self.autostart = True
+            reason = self._target.retry() if self._target is not None else None
+            if reason is not None:
+                raise RunstateError(reason)
             return
         if self.runstate is RunState.RUNNING:
             return

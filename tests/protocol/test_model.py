@@ -1,158 +1,111 @@
-"""Every interleaving of two processes, with every crash, cut, delay, cancel and failed step.
+"""Every interleaving of the processes, with every crash, cut, delay, cancel and failed step.
 
-The whole state space is walked (about 16,000 worlds with four faults). A failed property prints
-the shortest story that leads to it.
+A failed property prints the shortest story that leads to it.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from cpr.handshake import TRANSITIONS, Action, Event, Phase, Role, Transition
 from cpr.phases import TERMINAL_PHASES
-from tests.protocol.model import (
-    Kind,
-    ModelError,
-    Step,
-    Table,
-    World,
-    feed,
-    inbox,
-    initial,
-    owners,
-    side_of,
-    steps,
+from tools import model
+from tools.lab.model.explore import (
+    ALL_SETUPS,
+    check_calm,
+    check_everything,
+    check_it_ends,
+    explore,
 )
+from tools.lab.model.mutants import row_of
+from tools.lab.model.world import Fault, ModelError, Setup, Subject, Table, Who, World, owners
 
-FAULTS = 4
-
-
-@dataclass(frozen=True)
-class Space:
-    """All reachable worlds, and how each was first reached."""
-
-    came_from: dict[World, tuple[World, str] | None]
-    table: Table
-
-    def story(self, world: World) -> str:
-        """The shortest sequence of steps to `world`."""
-        labels: list[str] = []
-        here = world
-        while (before := self.came_from[here]) is not None:
-            here, label = before
-            labels.append(label)
-        return "\n".join([*reversed(labels), str(world)])
-
-    def going_on(self, world: World) -> list[Step]:
-        """What happens if nothing more goes wrong: work first, deadlines only when all wait."""
-        following = list(steps(world, self.table))
-        working = [step for step in following if step.kind is Kind.PROGRESS]
-        return working or [step for step in following if step.kind is Kind.DEADLINE]
-
-    def ends(self) -> Iterator[World]:
-        """Worlds in which nothing more happens by itself."""
-        return (world for world in self.came_from if not self.going_on(world))
+RUNNING, PAUSED, *_THIRD, CHAOS = ALL_SETUPS
+ONE_DEATH = Setup("one may die", faults=frozenset({Fault.DEATH}))
 
 
-def explore(start: World, table: Table = TRANSITIONS) -> Space:
-    """Breadth first; a ModelError gets the story that led to it."""
-    space = Space({start: None}, table)
-    waiting = deque([start])
-    while waiting:
-        world = waiting.popleft()
-        try:
-            for step in steps(world, table):
-                if step.world not in space.came_from:
-                    space.came_from[step.world] = (world, step.label)
-                    waiting.append(step.world)
-        except ModelError as error:
-            raise ModelError(f"{error}\n{space.story(world)}") from None
-    return space
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "setup",
+    [
+        pytest.param(setup, id=setup.name, marks=[pytest.mark.long] if setup.third else [])
+        for setup in ALL_SETUPS
+    ],
+)
+def test_every_property_holds_in_every_state(
+    setup: Setup, record_property: Callable[[str, object], None]
+) -> None:
+    space = check_everything(setup)
+    record_property("states", len(space.came_from))
+    record_property("longest_trace", space.depth)
+    assert space.ends
+    assert space.depth > 50  # the calm story alone has more steps
 
 
-def check_somebody_has_the_guest(space: Space) -> None:
-    """While a process lives that could have it, the guest ends with exactly one of them."""
-    for world in space.ends():
-        alive = world.source.alive or world.target.alive
-        if alive and not world.excused and len(owners(world)) != 1:
-            raise ModelError(f"nobody has the guest\n{space.story(world)}")
+def test_an_undisturbed_update_always_ends_with_the_target_running() -> None:
+    check_calm(Setup("calm", faults=frozenset()))
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["running guest", "paused guest"])
-def space(request: pytest.FixtureRequest) -> Space:
-    # Exploring is itself the test of P2: a second runner, or old CPU state, is a ModelError.
-    return explore(initial(faults=FAULTS, paused=request.param))
-
-
-def test_never_two_owners(space: Space) -> None:
-    for world in space.came_from:
-        assert len(owners(world)) <= 1, space.story(world)
-
-
-def test_somebody_has_the_guest_in_the_end(space: Space) -> None:
-    check_somebody_has_the_guest(space)
-
-
-def test_without_faults_the_target_can_get_it_and_nothing_is_left_over() -> None:
-    calm = explore(initial(faults=0))
-    ends = list(calm.ends())
-    assert {(end.source.phase, end.target.phase) for end in ends} == {
-        (Phase.DONE, Phase.DONE),
-        (Phase.ABORTED, Phase.ABORTED),  # deadlines may pass at any time
+def test_every_row_of_the_table_is_used() -> None:
+    spaces = [explore(setup) for setup in (RUNNING, CHAOS)]
+    used = {row for space in spaces for row, worlds in space.used.items() if any(worlds)}
+    rows = {
+        (role, phase, event)
+        for role, table in TRANSITIONS.items()
+        for phase, row in table.items()
+        for event in row
     }
-    assert all(not inbox(end, role) for end in ends for role in Role)
+    assert {name_of(row) for row in rows - used} == set(NEVER_USED)
 
 
-def test_both_sides_agree_in_the_end(space: Space) -> None:
-    for world in space.ends():
-        if world.source.alive and world.target.alive:
-            source, target = world.source.phase, world.target.phase
-            agree = source is target and source in TERMINAL_PHASES
-            # Only a cut link leaves one side undecided: the other lives and does not say anything.
-            doubt = Phase.UNDECIDED in {source, target} and world.cut
-            assert agree or doubt, space.story(world)
+# Rows that no course of an update uses, and why they stand in the table.
+NEVER_USED = {
+    "source DONE FAILURE": "Driver.fail() is harmless after the end, whichever end",
+    "target LOADING_ORPHAN VIOLATION": "everything was read before the way into this phase",
+    "target DONE FAILURE": "Driver.fail() is harmless after the end, whichever end",
+}
 
 
-def test_asking_again_settles_an_undecided_side_once_the_guest_ran() -> None:
-    space = explore(initial(faults=1))
-    asked = 0
-    for world in space.ends():
-        for role in Role:
-            if side_of(world, role).alive and side_of(world, role).phase is Phase.UNDECIDED:
-                ends = _ends_after(space, feed(world, role, Event.RETRY, TRANSITIONS))
-                settled = {side_of(end, role).phase for end in ends} <= TERMINAL_PHASES
-                assert settled, space.story(world)
-                assert all(len(owners(end)) == 1 for end in ends), space.story(world)
-                asked += 1
-    assert asked
+def name_of(row: tuple[Role, Phase, Event]) -> str:
+    return f"{row[0].value} {row[1].name} {row[2].name}"
 
 
-def test_a_process_in_done_as_target_had_the_lease(space: Space) -> None:
-    for world in space.came_from:
-        if world.target.phase is Phase.DONE and world.target.alive:
-            assert world.lease is Role.TARGET, space.story(world)
+def test_a_source_that_is_done_never_runs_again() -> None:
+    for world in explore(ONE_DEATH).came_from:
+        source = world.procs[Who.SOURCE]
+        assert not (source.phase is Phase.DONE and source.running)
 
 
-def test_a_source_that_is_done_never_runs_again(space: Space) -> None:
-    for world in space.came_from:
-        if world.source.phase is Phase.DONE:
-            assert not world.source.running, space.story(world)
+def test_the_story_of_a_state_can_be_walked_again() -> None:
+    space = explore(ONE_DEATH)
+    last: World = list(space.came_from)[-1]
+    story = space.story(last)
+    assert len(story) == space.depth
+    assert story[-1].world == last
+    assert row_of(space.setup.start(), story[0]) == (Role.SOURCE, Phase.IDLE, Event.START)
+
+
+def test_the_command_prints_how_much_was_looked_at(capsys: pytest.CaptureFixture[str]) -> None:
+    assert model.main(["--only", CHAOS.name]) == 0
+    out = capsys.readouterr().out
+    assert "states" in out
+    assert "longest trace" in out
 
 
 # ---- the checker itself: it must find what we know to be wrong -----------------------------------
 
 
-def _with(role: Role, phase: Phase, event: Event, step: Transition) -> Table:
-    table = {
-        role_: {phase_: dict(row) for phase_, row in rows.items()}
-        for role_, rows in TRANSITIONS.items()
+def wrong(role: Role, phase: Phase, event: Event, step: Transition) -> Setup:
+    rows = {
+        role_: {at: dict(row) for at, row in table.items()} for role_, table in TRANSITIONS.items()
     }
-    table[role][phase][event] = step
-    return table
+    rows[role][phase][event] = step
+    table: Table = rows
+    faults = frozenset({Fault.DEATH, Fault.CUT})
+    return Setup("wrong", faults=faults, subject=Subject(table=table))
 
 
 _RESUME_LAST = Transition(Phase.ABORTED, (Action.SEND_ABORT, Action.RESUME_GUEST, Action.REPORT))
@@ -162,48 +115,40 @@ _RUN_UNASKED = Transition(Phase.DONE, (Action.RUN_GUEST, Action.COMPLETE))
 
 
 @pytest.mark.parametrize(
-    ("table", "complaint"),
+    ("setup", "complaint"),
     [
-        (_with(Role.SOURCE, Phase.STATE_SENT, Event.DEADLINE, _RESUME_LAST), "nobody has"),
-        (_with(Role.SOURCE, Phase.RECLAIMING, Event.RECLAIMED, _RESUME_LAST), "nobody has"),
-        (_with(Role.SOURCE, Phase.COMMITTED, Event.LOST, _RESUME_UNASKED), "without the lease"),
-        (_with(Role.SOURCE, Phase.COMMITTED, Event.LOST, Transition(Phase.DONE)), "nobody has"),
-        (_with(Role.TARGET, Phase.LOADED, Event.LOST, _RUN_UNASKED), "without the lease"),
-        (_with(Role.TARGET, Phase.LOADED, Event.PEER_DIED, _GIVE_UP), "nobody has"),
-        (_with(Role.TARGET, Phase.TAKING, Event.LEASE_BUSY, _GIVE_UP), "nobody has"),
-        (_with(Role.TARGET, Phase.ORPHAN_LAST, Event.LEASE_BUSY, _GIVE_UP), "nobody has"),
-        (_with(Role.TARGET, Phase.ORPHANED, Event.EPOCH_MOVED, _RUN_UNASKED), "lease|older"),
+        (wrong(Role.SOURCE, Phase.STATE_SENT, Event.DEADLINE, _RESUME_LAST), "before it is true"),
+        (wrong(Role.SOURCE, Phase.COMMITTED, Event.LOST, _RESUME_UNASKED), "without the lease"),
+        (wrong(Role.SOURCE, Phase.COMMITTED, Event.LOST, Transition(Phase.DONE)), "DONE"),
+        (wrong(Role.TARGET, Phase.LOADED, Event.LOST, _RUN_UNASKED), "without the lease"),
+        (wrong(Role.TARGET, Phase.LOADED, Event.PEER_DIED, _GIVE_UP), "nobody has"),
+        (wrong(Role.TARGET, Phase.ORPHAN_LAST, Event.LEASE_BUSY, _GIVE_UP), "nobody has"),
+        (wrong(Role.TARGET, Phase.ORPHANED, Event.EPOCH_MOVED, _RUN_UNASKED), "lease|older"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_wrong_table_is_found(table: Table, complaint: str) -> None:
+def test_a_wrong_table_is_found(setup: Setup, complaint: str) -> None:
     with pytest.raises(ModelError, match=complaint):
-        check_somebody_has_the_guest(explore(initial(faults=2), table))
+        explore(setup)
+
+
+def test_an_update_that_never_ends_is_found() -> None:
+    again = Transition(Phase.REHEARSING, (Action.REHEARSE,))
+    setup = replace(wrong(Role.SOURCE, Phase.REHEARSING, Event.PREPARED, again), faults=frozenset())
+    with pytest.raises(ModelError, match="never ends"):
+        check_it_ends(explore(setup))
 
 
 def test_a_message_that_the_peer_does_not_expect_is_found() -> None:
-    silly = _with(
-        Role.SOURCE,
-        Phase.HELLO_SENT,
-        Event.ACCEPT,
-        Transition(Phase.FDS_SENT, (Action.SEND_STATE,)),
-    )
-    with pytest.raises(ModelError, match="STATE violates the protocol in phase ACCEPTED"):
-        explore(initial(faults=0), silly)
+    silly = Transition(Phase.FDS_SENT, (Action.SEND_COMMIT,))
+    with pytest.raises(ModelError, match="COMMIT before it is true"):
+        explore(wrong(Role.SOURCE, Phase.HELLO_SENT, Event.ACCEPT, silly))
 
 
-def _ends_after(space: Space, world: World) -> list[World]:
-    ends: list[World] = []
-    waiting: list[World] = [world]
-    seen: set[World] = set()
-    following: Callable[[World], list[Step]] = space.going_on
-    while waiting:
-        here = waiting.pop()
-        if here in seen:
-            continue
-        seen.add(here)
-        further = following(here)
-        waiting += [step.world for step in further]
-        if not further:
-            ends.append(here)
-    return ends
+def test_somebody_has_the_guest_at_every_end_that_is_settled() -> None:
+    space = explore(ONE_DEATH)
+    for world, further in space.onward.items():
+        settled = all(proc.phase in TERMINAL_PHASES for proc in world.procs if proc.alive)
+        alive = any(proc.alive for proc in world.procs)
+        if not further and settled and alive and not world.excused:
+            assert len(owners(world, paused=False)) == 1

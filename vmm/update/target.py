@@ -130,6 +130,16 @@ class TargetUpdate:
         self._vmm.set_status(MigrationStatus.SETUP)
         return self._main_listener
 
+    def retry(self) -> str | None:
+        """Ask the kernel again who owns the guest (undecided updates only).
+
+        Returns why the guest cannot run here, or None when there was nothing to ask.
+        """
+        if self._driver.handshake.phase is not Phase.UNDECIDED:
+            return None
+        self._driver.feed(Event.RETRY)
+        return None if self._driver.handshake.finished else self._driver.reason
+
     def close(self) -> None:
         """Release listeners and the channel."""
         self._driver.close()
@@ -247,9 +257,8 @@ class TargetUpdate:
     def _apply(self) -> None:
         """Put the verified state into CPUs and devices; the second call finds nothing to do."""
         if self._verified is not None:
-            state, epoch = self._verified
-            self._verified = None
-            self._machine.apply(state, epoch)
+            self._machine.apply(*self._verified)
+            self._verified = None  # not before: what failed half-way is done again, whole
             self._mark("loaded")
 
     def _take_lease(self, _message: Message | None) -> None:

@@ -119,6 +119,23 @@ def test_every_message_kind_is_an_event() -> None:
     assert set(EVENT_OF_KIND) == set(MessageKind)
 
 
+def test_what_an_action_came_to_is_handled_before_what_was_heard_meanwhile() -> None:
+    async def story() -> None:
+        driver, performer = driver_in(Role.TARGET, Phase.LOADED)
+
+        def take_lease() -> None:
+            driver.feed(Event.LOST)
+            driver.feed(Event.LEASE_TAKEN)
+
+        performer.on = {Action.TAKE_LEASE: take_lease}
+        driver.feed(Event.COMMIT)
+        heard = [event for _, event, _ in driver.record]
+        assert heard == [Event.COMMIT, Event.LEASE_TAKEN, Event.LOST]
+        driver.close()
+
+    run(story())
+
+
 def test_events_fed_by_an_action_wait_until_its_row_is_done() -> None:
     async def story() -> None:
         driver, performer = driver_in(Role.TARGET, Phase.TAKING)
