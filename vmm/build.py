@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -44,6 +45,7 @@ from vmm.devices.virtio.blk_image import RawImage
 from vmm.devicespec import DeviceSpec, GuestEvents, Outside, port_device
 from vmm.errors import ConfigError
 from vmm.machine import Machine, MachineParts
+from vmm.sandbox import confine_vcpu_thread
 from vmm.update.inventory import (
     LEASE_FD_NAME,
     chardev_fd_name,
@@ -208,6 +210,7 @@ def _assemble(
             ),
             loop,
             events.vcpu_stopped,
+            functools.partial(confine_vcpu_thread, config.sandbox),
         )
         undo.pop_all()
     return machine

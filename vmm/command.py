@@ -16,6 +16,7 @@ from vmm.config import VmmConfig
 from vmm.errors import VmmError
 from vmm.pidfile import Pidfile
 from vmm.process import Vmm
+from vmm.sandbox import confine_process
 from vmm.say import say
 from vmm.update.priority import Background
 
@@ -37,6 +38,7 @@ def run(argv: Sequence[str], background: Background) -> int:
         prctl.set_timerslack(TIMER_SLACK_NS)
         sys.setswitchinterval(GIL_SWITCH_INTERVAL_S)
         install_kick_handler()
+        confine_process(config.sandbox)
         with Pidfile(config.pidfile):
             return asyncio.run(_run(config, background))
     except (VmmError, CprError, RamError) as error:

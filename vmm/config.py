@@ -251,6 +251,18 @@ class InheritedFd:
 
 
 @dataclass(frozen=True, slots=True)
+class SandboxOptions:
+    """`-sandbox`: what the process gives up (see vmm.sandbox)."""
+
+    enabled: bool = True
+    deny_obsolete: bool = True
+    deny_elevate_privileges: bool = True
+    deny_spawn: bool = True
+    deny_resource_control: bool = False
+    dumpable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class VmmConfig:
     """One VMM process."""
 
@@ -282,6 +294,7 @@ class VmmConfig:
     no_reboot: bool = False
     no_shutdown: bool = False
     pidfile: Path | None = None
+    sandbox: SandboxOptions = SandboxOptions()
     timestamps: bool = False  # -msg timestamp=on
     migration_globals: Mapping[str, str] = field(default_factory=dict)  # -global migration.X=Y
     warnings: tuple[str, ...] = ()  # one line each, printed at start

@@ -8,6 +8,7 @@ VmmError
 ├── DeviceError          a device or its back-end failed
 ├── RunstateError        the command is not allowed in the present run state
 ├── MigrationError       an update cannot start, or failed; the text is QEMU's where QEMU has one
+├── SandboxError         the process could not give up its privileges
 └── MachineError         starting or stopping the machine failed
 """
 
@@ -44,6 +45,10 @@ class RunstateError(VmmError):
 
 class MigrationError(VmmError):
     """An update cannot start or has failed; the guest stays with the old process."""
+
+
+class SandboxError(VmmError):
+    """`-sandbox on` cannot be kept; the process does not go on without it."""
 
 
 class MachineError(VmmError):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cpr.errors import StateError, UnknownSectionError
@@ -110,15 +110,20 @@ class Machine:
     """A guest and everything that serves it. All methods run on the loop's thread."""
 
     def __init__(
-        self, parts: MachineParts, loop: asyncio.AbstractEventLoop, on_stopped: GuestStopped
+        self,
+        parts: MachineParts,
+        loop: asyncio.AbstractEventLoop,
+        on_stopped: GuestStopped,
+        confine_vcpu: Callable[[], None],
     ) -> None:
+        """`confine_vcpu` is called on each vCPU's thread before it can run the guest."""
         self.parts = parts
         self.running = False
         self._loaded: dict[str, Section] = {}  # what the devices hold, as long as nothing ran
         self.state_epoch = parts.control.epoch  # the epoch to which our CPU state belongs
         self._reset_chips = parts.vm.save()
         self._reset_cpus = tuple(vcpu.save() for vcpu in parts.vm.vcpus)
-        self._threads = VcpuThreads(parts.vm.vcpus, parts.bus, loop, on_stopped)
+        self._threads = VcpuThreads(parts.vm.vcpus, parts.bus, loop, on_stopped, confine_vcpu)
 
     @property
     def cpu_thread_ids(self) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ start are both inside the blackout.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +34,12 @@ class VcpuThread:
     """One vCPU and its thread. All methods are called on the loop's thread."""
 
     def __init__(
-        self, vcpu: Vcpu, bus: IoBus, loop: asyncio.AbstractEventLoop, on_stopped: GuestStopped
+        self,
+        vcpu: Vcpu,
+        bus: IoBus,
+        loop: asyncio.AbstractEventLoop,
+        on_stopped: GuestStopped,
+        confine: Callable[[], None],
     ) -> None:
         self.vcpu = vcpu
         self.halted = False  # hlt executed and nothing woke it: part of the CPU's saved state
@@ -50,6 +56,11 @@ class VcpuThread:
         self._entering = _held_lock()
         self._thread = threading.Thread(target=self._main, name=f"vcpu{vcpu.index}", daemon=True)
         self._thread.start()
+        try:
+            self.do(confine)
+        except BaseException:
+            self.end()
+            raise
 
     @property
     def thread_id(self) -> int:
@@ -88,12 +99,12 @@ class VcpuThread:
             )
         self._running = False
 
-    def rehearse(self) -> None:
-        """Warm the vCPU on its own thread (the kernel remembers the thread of the last run).
+    def do(self, job: Callable[[], None]) -> None:
+        """Do `job` on the vCPU's thread, which must be parked.
 
-        Raises AccelError, or MachineError when it does not end in time.
+        Raises what the job raises, or MachineError when it does not end in time.
         """
-        self._job = self.vcpu.rehearse
+        self._job = job
         self._running = True
         self._go.release()
         self.wait_parked(time.monotonic() + STOP_DEADLINE_MS / _MS_PER_S)
@@ -143,6 +154,10 @@ class VcpuThread:
         self._idle.acquire()
 
 
+def _unconfined() -> None:
+    """A thread that keeps what it may."""
+
+
 class VcpuThreads:
     """All vCPUs of a machine, stopped and resumed together."""
 
@@ -152,8 +167,16 @@ class VcpuThreads:
         bus: IoBus,
         loop: asyncio.AbstractEventLoop,
         on_stopped: GuestStopped,
+        confine: Callable[[], None] = _unconfined,
     ) -> None:
-        self._threads = tuple(VcpuThread(vcpu, bus, loop, on_stopped) for vcpu in vcpus)
+        """Each thread calls `confine` first; raises what that raises, with no thread left."""
+        with contextlib.ExitStack() as undo:
+            threads = []
+            for vcpu in vcpus:
+                threads.append(VcpuThread(vcpu, bus, loop, on_stopped, confine))
+                undo.callback(threads[-1].end)
+            undo.pop_all()
+        self._threads = tuple(threads)
 
     def __iter__(self) -> Iterator[VcpuThread]:
         return iter(self._threads)
@@ -179,9 +202,12 @@ class VcpuThreads:
             thread.wait_parked(deadline_s)
 
     def rehearse(self) -> None:
-        """Warm every vCPU; all are parked before and after."""
+        """Warm every vCPU on its own thread (the kernel remembers the thread of the last run).
+
+        All are parked before and after. Raises AccelError, or MachineError.
+        """
         for thread in self._threads:
-            thread.rehearse()
+            thread.do(thread.vcpu.rehearse)
 
     def end(self) -> None:
         """Stop, then end every thread."""

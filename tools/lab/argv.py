@@ -7,6 +7,7 @@ process has even started and nobody has to ask "is it there yet?".
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +107,8 @@ def vmm_argv(
         argv += _serial_argv(serial)
     if incoming is not None:
         argv += incoming_argv(incoming)
+    if os.geteuid() != 0:  # whoever is not root could not look at RAM from outside otherwise
+        argv += ["-sandbox", "on,x-dumpable=on"]
     if paused:
         argv.append("-S")
     return [*argv, *extra]

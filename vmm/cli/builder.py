@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from uuid import UUID
 
@@ -22,6 +22,7 @@ from vmm.config import (
     MemoryBackend,
     MigrationAddress,
     Monitor,
+    SandboxOptions,
     TapNetdev,
     VirtioDevice,
     VirtioNetDevice,
@@ -73,6 +74,8 @@ class ConfigBuilder:
     no_shutdown: bool = False
     nographic: bool = False
     pidfile: Path | None = None
+    sandbox: SandboxOptions = field(default_factory=SandboxOptions)
+    spawn_given: bool = False  # -sandbox spawn=… was
     timestamps: bool = False
     migration_globals: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -136,10 +139,18 @@ class ConfigBuilder:
             no_reboot=self.no_reboot,
             no_shutdown=self.no_shutdown,
             pidfile=self.pidfile,
+            sandbox=self._sandbox(),
             timestamps=self.timestamps,
             migration_globals=dict(self.migration_globals),
             warnings=tuple(self.warnings),
         )
+
+    def _sandbox(self) -> SandboxOptions:
+        """Scripts of taps must be able to run, unless the user said otherwise."""
+        scripts = any(net.script or net.downscript for net in self.netdevs.values() if not net.fds)
+        if scripts and not self.spawn_given:
+            return replace(self.sandbox, deny_spawn=False)
+        return self.sandbox
 
     def _memory_size(self, machine: MachineOptions) -> int:
         """`-m`, or the size of the machine's back-end, or the default; they must agree."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import re
+from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
 
 from vmm.cli.builder import ConfigBuilder
-from vmm.config import ChannelType, InheritedFd
+from vmm.config import ChannelType, InheritedFd, SandboxOptions
 from vmm.errors import ConfigError
 from vmm.migration.addresses import is_uri, parse_channel, parse_uri
 from vmm.optstr import parse_bool, parse_keyval, parse_options
@@ -179,11 +180,32 @@ def rtc(_builder: ConfigBuilder, value: str) -> None:
             raise ConfigError(f"Invalid parameter '{option.key}'")
 
 
+_SANDBOX_GROUPS = {
+    "obsolete": ("deny_obsolete", ("allow", "deny")),
+    "elevateprivileges": ("deny_elevate_privileges", ("allow", "deny", "children")),
+    "spawn": ("deny_spawn", ("allow", "deny")),
+    "resourcecontrol": ("deny_resource_control", ("allow", "deny")),
+}
+
+
 def sandbox(builder: ConfigBuilder, value: str) -> None:
-    """-sandbox on|off: `on` installs no filter, and says so."""
-    first = parse_options(value, "enable")
-    if first and first[0].key == "enable" and _on_off("enable", first[0].value):
-        builder.warnings.append("-sandbox on: no seccomp filter is installed")
+    """-sandbox on|off[,obsolete=…][,elevateprivileges=…][,spawn=…][,resourcecontrol=…]."""
+    options = SandboxOptions()
+    for option in parse_options(value, "enable"):
+        if option.key == "enable":
+            options = replace(options, enabled=_on_off("enable", option.value))
+        elif option.key == "x-dumpable":
+            options = replace(options, dumpable=_on_off("x-dumpable", option.value))
+        elif option.key in _SANDBOX_GROUPS:
+            field, words = _SANDBOX_GROUPS[option.key]
+            if option.value not in words:
+                raise ConfigError(f"invalid argument for {option.key}")
+            # no_new_privs, which is what `children` asks for, is always there
+            options = replace(options, **{field: option.value == "deny"})
+            builder.spawn_given = builder.spawn_given or option.key == "spawn"
+        else:
+            raise ConfigError(f"Invalid parameter '{option.key}'")
+    builder.sandbox = options
 
 
 def without_effect(_builder: ConfigBuilder, _value: str = "") -> None:

@@ -151,7 +151,12 @@ GROUPS: tuple[Group, ...] = (
             OptionSpec(("vnc",), "none", process.only_none),
             OptionSpec(("boot",), "[order=]ORDER", process.boot),
             OptionSpec(("rtc",), "base=utc", process.rtc),
-            OptionSpec(("sandbox",), "on|off", process.sandbox),
+            OptionSpec(
+                ("sandbox",),
+                "on|off[,spawn=allow|deny][,…]",
+                process.sandbox,
+                "what the process gives up (default: on)",
+            ),
             OptionSpec(("overcommit",), "mem-lock=off", process.without_effect),
             OptionSpec(("k",), "LANGUAGE", process.without_effect),
             OptionSpec(("L",), "PATH", process.without_effect),

@@ -363,10 +363,8 @@ def test_action_is_the_long_form_of_no_reboot_and_no_shutdown() -> None:
 
 
 def test_options_that_promise_something_say_that_they_have_no_effect() -> None:
-    config = parse(
-        "-sandbox on -d in_asm -D log -trace x -object memory-backend-ram,id=r,size=1M,share"
-    )
-    assert len(config.warnings) == 5
+    config = parse("-d in_asm -D log -trace x -object memory-backend-ram,id=r,size=1M,share")
+    assert len(config.warnings) == 4
     assert config.memory_backends[0].share
 
 
