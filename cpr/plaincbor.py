@@ -1,7 +1,8 @@
 """CBOR as this protocol uses it: maps, lists, text, bytes, numbers, and nothing else.
 
 The only file that imports cbor2. No tags (so no dates, no big numbers, no cycles), no indefinite
-lengths, no duplicate keys, no bytes after the value: a value has one meaning and a bounded depth.
+lengths, no duplicate keys, no bytes after the value, nothing longer than it need be: a value has
+one meaning, one encoding (of maps in the order given) and a bounded depth.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ def loads(data: bytes, *, nesting_max: int, int_keys: bool) -> Any:
         raise ValueError(f"not plain CBOR: {error}") from error
     if stream.tell() != len(data):
         raise ValueError(f"plain CBOR with {len(data) - stream.tell()} bytes after its end")
+    if dumps(value) != data:
+        raise ValueError("CBOR that is not in its shortest form")
     return value
 
 

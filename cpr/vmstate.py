@@ -69,7 +69,7 @@ class VmState:
             reader = readers.get(name)
             if reader is None:
                 raise FieldTypeError(
-                    f"section '{section}': field {name!r} is not part of {cls.NAME} "
+                    f"section '{section}': field {name!r} is not part of {_kind_of(cls)} "
                     f"version {version}"
                 )
             values[name] = reader(value, f"{section}.{name}")
@@ -137,13 +137,18 @@ class Section:
         return state_type.from_map(fields, version=self.version, section=self.name)
 
 
+def _kind_of(cls: Any) -> str:
+    """A section has a NAME, a record inside one only its class."""
+    return getattr(cls, "NAME", None) or str(cls.__name__)
+
+
 def _require(cls: Any, fields: Mapping[str, Any], version: int, section: str) -> None:
     """Raise MissingFieldError if a field is absent that a sender of `version` must send."""
     for name, first_version in _plan(cls).items():
         if name not in fields and version >= first_version:
             raise MissingFieldError(
-                f"section '{section}': field '{name}' is missing; {cls.NAME} version {version} "
-                "must have it"
+                f"section '{section}': field '{name}' is missing; {_kind_of(cls)} version "
+                f"{version} must have it"
             )
 
 

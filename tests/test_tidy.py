@@ -79,6 +79,7 @@ def text_files() -> tuple[Path, ...]:
             path
             for path in found
             if path.is_file() and path.suffix in TEXT_SUFFIXES and "__pycache__" not in path.parts
+            if "corpus" not in path.parts  # bytes that a fuzzer made
             if path.name != "LICENSE" and not path.name.startswith(".coverage")
         )
     )

@@ -49,3 +49,13 @@ def _cycle() -> bytes:
 def test_anything_else_is_refused(data: bytes, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         loads(data, nesting_max=4, int_keys=False)
+
+
+@pytest.mark.parametrize(
+    "longer",
+    [b"\x18\x05", b"\xa1\x61a\x19\x00\x07", b"\x58\x01a", b"\x98\x01\x00", b"\xfa\x40\x40\x00\x00"],
+    ids=["int", "int in a map", "bytes", "list", "float"],
+)
+def test_a_value_in_more_bytes_than_it_needs_is_refused(longer: bytes) -> None:
+    with pytest.raises(ValueError, match="shortest form"):
+        loads(longer, nesting_max=4, int_keys=False)

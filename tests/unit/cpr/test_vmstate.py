@@ -21,10 +21,6 @@ from cpr.vmstate import Section, SectionHeader, VmState, check_version, section_
 class QueueState(VmState):
     """Part of another state; its versions are those of the section."""
 
-    NAME: ClassVar[str] = "queue"
-    VERSION: ClassVar[int] = 1
-    READS_FROM: ClassVar[int] = 1
-
     index: int
     wrapped: bool = since(3, default=False)
 
@@ -164,3 +160,17 @@ def test_a_damaged_payload_is_noticed() -> None:
 def test_a_payload_that_is_no_map_is_refused(payload: bytes, problem: str) -> None:
     with pytest.raises(StateError, match=problem):
         Section("net0", "net", 3, True, payload, section_digest(payload)).load(NetState)
+
+
+@pytest.mark.parametrize(
+    ("record", "problem"),
+    [
+        ({"index": 7, "wrapped": True, "speed": 1}, "'speed' is not part of QueueState version 3"),
+        ({"wrapped": True}, "field 'index' is missing; QueueState version 3 must have it"),
+    ],
+)
+def test_a_record_that_does_not_fit_is_named_by_its_class(
+    record: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(StateError, match=problem):
+        section_with(queues=[record]).load(NetState)
