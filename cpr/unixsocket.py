@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import stat
 import struct
 import threading
 from pathlib import Path
@@ -19,6 +20,8 @@ from cpr.errors import ChannelError
 PATH_SIZE_MAX = 107  # sockaddr_un.sun_path without its terminating zero
 # One update at a time: the kernel lets one more wait its turn.
 BACKLOG = 1
+# Whoever connects gets guest RAM, once it has said who it is; nobody else needs to come so far.
+_SOCKET_MODE = 0o600
 
 _MS_PER_S = 1000
 _TIMEVAL = struct.Struct("@ll")  # struct timeval: seconds, microseconds
@@ -44,16 +47,19 @@ async def connect_unix(path: str, timeout_ms: int) -> socket.socket:
 
 
 def listen_unix(path: str) -> socket.socket:
-    """A non-blocking socket that listens on `path`; a stale socket file there is replaced.
+    """A non-blocking socket that listens on `path`, for its owner and root (mode 0600).
 
-    Raises OSError with the kernel's errno, or ChannelError when the path is too long.
+    A stale socket file there is replaced. Raises OSError with the kernel's errno, or ChannelError
+    when the path is too long, or in a directory where anybody could put another socket in its place.
     """
     _check_path(path)
+    _check_directory(Path(path).parent)
     stale = Path(path)
     if stale.is_socket():
         stale.unlink()
     sock = _stream_socket()
     try:
+        os.fchmod(sock.fileno(), _SOCKET_MODE)  # bind takes the mode from here, less the umask
         sock.bind(path)
         sock.listen(BACKLOG)
     except BaseException:
@@ -95,6 +101,15 @@ def _check_path(path: str) -> None:
     if size > PATH_SIZE_MAX:
         raise ChannelError(
             f"socket path '{path}' has {size} bytes; the kernel allows {PATH_SIZE_MAX}"
+        )
+
+
+def _check_directory(directory: Path) -> None:
+    mode = directory.stat().st_mode
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        raise ChannelError(
+            f"anybody may replace a socket in '{directory}' (mode {stat.S_IMODE(mode):04o}); use a "
+            "directory that others cannot write, or one with the sticky bit"
         )
 
 

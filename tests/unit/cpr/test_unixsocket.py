@@ -5,6 +5,7 @@ import contextlib
 import fcntl
 import os
 import socket
+import stat
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -265,3 +266,29 @@ def test_anything_else_is_not_adopted_and_closed(make: Callable[[], int], proble
     with pytest.raises(ChannelError, match=f"fd {fd} .*{problem}"):
         adopt_listener(fd)
     assert not Path(f"/proc/self/fd/{fd}").exists()
+
+
+def test_a_listener_s_file_is_its_owner_s_alone(tmp_path: Path) -> None:
+    path = tmp_path / "cpr.sock"
+    before = os.umask(0)
+    try:
+        with listen_unix(str(path)):
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize(("mode", "safe"), [(0o777, False), (0o1777, True), (0o755, True)])
+def test_a_directory_in_which_anybody_may_replace_the_socket_is_refused(
+    tmp_path: Path, mode: int, safe: bool
+) -> None:
+    directory = tmp_path / "run"
+    directory.mkdir()
+    directory.chmod(mode)
+    path = directory / "cpr.sock"
+    if safe:
+        listen_unix(str(path)).close()
+        return
+    with pytest.raises(ChannelError, match=r"anybody may replace a socket in .*mode 0777"):
+        listen_unix(str(path))
+    assert not path.exists()
