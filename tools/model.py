@@ -1,33 +1,63 @@
 """`cpr-model`: walk every course that an update can take, and check that the guest has one owner.
 
-The table that is walked is the one that the code runs. Exit status 0: every property holds.
+The table that is walked is the one that the code runs. Without options the whole state space is
+checked and its size printed. Exit status 0: everything holds.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import sys
+import time
 from collections.abc import Sequence
 
-from tools.lab.model.explore import ALL_SETUPS, Space, check_everything
+from tools.lab.model.explore import ALL_SETUPS, Space, check_everything, explore
 from tools.lab.model.mutants import EQUIVALENT, Hunter, all_mutants
+from tools.lab.model.replay import ConformanceError, conform, conform_to_one_owner
+from tools.lab.model.traces import covering, last_word
 from tools.lab.model.world import ModelError
+
+REPLAYED = ALL_SETUPS[0]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Check, and print what was looked at; 0 = everything held, 1 = something did not."""
-    parser = argparse.ArgumentParser(prog="cpr-model", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--mutants", action="store_true", help="instead: leave out each guard, and find that out"
-    )
-    names = [setup.name for setup in ALL_SETUPS]
-    parser.add_argument("--only", choices=names, help="one of the worlds instead of all")
-    options = parser.parse_args(argv)
+    options = _parser().parse_args(argv)
     try:
-        return _kill_mutants() if options.mutants else _check(options.only)
+        if options.mutants:
+            return _kill_mutants()
+        if options.conform:
+            return _conform(options.seed)
+        if options.schedules:
+            return _schedules(options.schedules, options.seed)
+        return _check(options.only)
     except ModelError as error:
         print(f"cpr-model: {error}", file=sys.stderr)
         return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="cpr-model", description=(__doc__ or "").splitlines()[0])
+    names = [setup.name for setup in ALL_SETUPS]
+    parser.add_argument("--only", choices=names, help="one of the worlds instead of all")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--mutants", action="store_true", help="instead: leave out each guard, and find that out"
+    )
+    instead.add_argument(
+        "--conform",
+        action="store_true",
+        help="instead: replay traces that use every row of the table with two real processes",
+    )
+    instead.add_argument(
+        "--schedules",
+        type=int,
+        metavar="N",
+        help="instead: N random courses of the last acknowledgement with two real processes",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the first schedule (default 0)")
+    return parser
 
 
 def _check(only: str | None) -> int:
@@ -56,15 +86,48 @@ def line(space: Space) -> str:
 
 def _kill_mutants() -> int:
     hunter = Hunter()
-    survivors = killed = 0
+    wrong = killed = 0
     for mutant in all_mutants():
         complaint = hunter.counterexample(mutant)
         if (complaint is None) is not (mutant.name in EQUIVALENT):
-            survivors += 1
+            wrong += 1
             print(f"wrong: {mutant.name}: {complaint or 'no counterexample'}", flush=True)
         killed += complaint is not None
-    print(f"{killed} mutants found out, {len(EQUIVALENT)} that change nothing, {survivors} wrong")
-    return 1 if survivors else 0
+    print(f"{killed} mutants found out, {len(EQUIVALENT)} that change nothing, {wrong} wrong")
+    return 1 if wrong else 0
+
+
+def _conform(seed: int) -> int:
+    space = explore(REPLAYED)
+    traces = covering(space)
+    failed = 0
+    for number, trace in enumerate(traces):
+        try:
+            conform(REPLAYED, trace, random.Random(seed + number))
+        except ConformanceError as error:
+            failed += 1
+            print(f"trace {number}: {error}", flush=True)
+    steps = sum(len(trace) for trace in traces)
+    print(
+        f"{len(traces)} traces that use {len(space.used)} rows of the table, {steps} steps with "
+        f"real processes, {failed} unlike the model"
+    )
+    return 1 if failed else 0
+
+
+def _schedules(count: int, seed: int) -> int:
+    began, failed = time.perf_counter(), 0
+    for one in range(seed, seed + count):
+        try:
+            conform_to_one_owner(REPLAYED, last_word(REPLAYED, one), random.Random(one))
+        except ConformanceError as error:
+            failed += 1
+            print(f"{error}\nagain: cpr-model --schedules 1 --seed {one}", flush=True)
+    print(
+        f"{count} schedules (seeds {seed} to {seed + count - 1}) in "
+        f"{time.perf_counter() - began:.0f} s: {count - failed} ended with one owner"
+    )
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

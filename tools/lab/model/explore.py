@@ -85,6 +85,7 @@ def explore(setup: Setup) -> Space:
                     waiting.append(step.world)
             further = going_on(following)
             onward[world] = tuple(step.world for step in further)
+            check_onward(walker, world, further)
             if not further:
                 ends += 1
                 check_end(walker, world, following)
@@ -109,6 +110,15 @@ def going_on(following: list[Step]) -> list[Step]:
     """What happens if nothing more goes wrong: work first, deadlines only when all wait."""
     working = [step for step in following if step.kind is Kind.PROGRESS]
     return working or [step for step in following if step.kind is Kind.DEADLINE]
+
+
+def check_onward(walker: Walker, world: World, further: list[Step]) -> None:
+    """A guest waits for a deadline only where something is broken or a third process interferes."""
+    setup = walker.setup
+    if not further or further[0].kind is not Kind.DEADLINE or setup.lies or setup.third:
+        return
+    if not world.broken and not any(proc.deaf for proc in world.procs):
+        raise ModelError("only a deadline gets the update on, though everything can be told")
 
 
 def check_end(walker: Walker, world: World, following: list[Step]) -> None:

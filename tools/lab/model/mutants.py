@@ -14,7 +14,15 @@ from enum import Enum
 
 from cpr.handshake import DEADLINES, TRANSITIONS, Event, Phase, Transition
 from cpr.phases import Role
-from tools.lab.model.explore import ALL_SETUPS, Space, check_calm, check_end, explore, going_on
+from tools.lab.model.explore import (
+    ALL_SETUPS,
+    Space,
+    check_calm,
+    check_end,
+    check_onward,
+    explore,
+    going_on,
+)
 from tools.lab.model.steps import Walker
 from tools.lab.model.world import (
     ALL_GUARDS,
@@ -127,26 +135,35 @@ EQUIVALENT = {
     "target LOADING_ORPHAN VIOLATION goes to ABORTED": _READ_OUT,
     "target LOADING_ORPHAN VIOLATION goes to DONE": _READ_OUT,
 }
-# The worlds in which mutants are looked for; a third process finds none that these two do not.
-HUNTING_GROUNDS = tuple(setup for setup in ALL_SETUPS if not setup.third)
+# The worlds in which mutants are looked for, the one with a third process last: it is the largest.
+HUNTING_GROUNDS = (
+    *(setup for setup in ALL_SETUPS if not setup.third),
+    *(setup for setup in ALL_SETUPS if setup.third and not setup.paused),
+)
 
 
 class Hunter:
     """Finds counterexamples for mutants; walks the real spaces once."""
 
     def __init__(self, setups: Sequence[Setup] = HUNTING_GROUNDS) -> None:
-        self._spaces = [explore(setup) for setup in setups]
+        self._setups = setups
+        self._spaces: dict[Setup, Space] = {}
+
+    def _space(self, setup: Setup) -> Space:
+        if setup not in self._spaces:
+            self._spaces[setup] = explore(setup)
+        return self._spaces[setup]
 
     def counterexample(self, mutant: Mutant) -> str | None:
         """The complaint that kills the mutant, or None: it survived."""
         try:
-            check_calm(replace(self._spaces[0].setup, faults=frozenset(), subject=mutant.subject))
-            for space in self._spaces:
-                setup = replace(space.setup, subject=mutant.subject)
+            check_calm(Setup("calm", faults=frozenset(), subject=mutant.subject))
+            for ground in self._setups:
+                setup = replace(ground, subject=mutant.subject)
                 if mutant.row is None and mutant.phase is None:
                     explore(setup)
                 else:
-                    self._search(space, setup, mutant)
+                    self._search(self._space(ground), setup, mutant)
         except ModelError as error:
             return str(error).partition("\n")[0]
         return None
@@ -172,7 +189,9 @@ class Hunter:
                 if step.world not in seen:
                     seen.add(step.world)
                     waiting.append(step.world)
-            if not going_on(following):
+            further = going_on(following)
+            check_onward(walker, world, further)
+            if not further:
                 check_end(walker, world, following)
 
 

@@ -115,7 +115,7 @@ def _results(setup: Setup, who: Who, view: View) -> Iterator[Move]:
         rest = _with(view, pending=tuple(one for one in me.pending if one is not event))
         if Fault.FAILURE in setup.faults and event not in _CERTAIN:
             yield _told(setup, who, rest, Event.FAILURE, Kind.FAULT)
-            if event is Event.ACCEPTABLE and Event.UNACCEPTABLE in row:
+            if event is Event.ACCEPTABLE and Event.ACCEPTABLE in row:
                 yield _told(setup, who, rest, Event.UNACCEPTABLE, Kind.FAULT)
         if event is Event.MAIN_CHECKED and not view.main_sent:
             continue

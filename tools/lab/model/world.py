@@ -161,7 +161,7 @@ ENDS_DUTY = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Subject:
     """What is checked: the table and deadlines that the code runs by, and the lease's checks."""
 
