@@ -50,7 +50,7 @@ def listen_unix(path: str) -> socket.socket:
     """A non-blocking socket that listens on `path`, for its owner and root (mode 0600).
 
     A stale socket file there is replaced. Raises OSError with the kernel's errno, or ChannelError
-    when the path is too long, or in a directory where anybody could put another socket in its place.
+    when the path is too long, or in a directory where anybody could put another socket there.
     """
     _check_path(path)
     _check_directory(Path(path).parent)
