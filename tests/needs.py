@@ -87,6 +87,9 @@ NEEDS = {
     ),
     "needs_hugepage": Need(huge_page_is_free, "no free 2 MiB huge page (vm.nr_hugepages)"),
     "needs_assembler": Need(can_assemble, "no gcc and ld to assemble the test guests with"),
+    "needs_strace": Need(
+        lambda: is_root() and shutil.which("strace") is not None, "not root, or no strace"
+    ),
     "needs_peer_qemu": Need(
         lambda: peer_qemu().exists(), "no real QEMU; 'tools/fetch-peer qemu' unpacks one"
     ),

@@ -154,7 +154,12 @@ class TargetUpdate:
     # ---- while the guest runs in the old process -------------------------------------------------
 
     async def _accept(self) -> None:
-        sock = await self._cpr_listener.accept()
+        try:
+            sock = await self._cpr_listener.accept()
+        except OSError as error:
+            reason = f"the source cannot be accepted: {error.strerror}"
+            self._vmm.incoming_failed(reason, exit_on_error=self.exit_on_error)
+            return
         self._cpr_listener.close()  # one update at a time: nobody else gets in
         self._channel = Channel(sock, self._loop, allowed_uids=self._vmm.parameters.allowed_uids())
         self._driver.deadlines = self._vmm.deadlines()  # the user may have changed them
