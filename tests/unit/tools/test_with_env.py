@@ -88,7 +88,7 @@ def test_no_package_manager_names_what_is_missing_in_one_line(machine: Machine) 
     status, errors = machine.run("hello")
     assert status == 1
     assert len(errors) == 1
-    assert "python venv headers compiler libcap" in errors[0]
+    assert "python venv headers compiler libcap libseccomp" in errors[0]
     assert "no apt-get, dnf or apk" in errors[0]
 
 
@@ -98,7 +98,7 @@ def test_not_root_and_no_sudo_names_the_packages_in_one_line(machine: Machine) -
     status, errors = machine.run("hello")
     assert status == 1
     assert len(errors) == 1
-    assert "python3 python3-venv python3-dev gcc libc6-dev libcap-dev" in errors[0]
+    assert "python3 python3-venv python3-dev gcc libc6-dev libcap-dev libseccomp2" in errors[0]
     assert "no sudo" in errors[0]
 
 
