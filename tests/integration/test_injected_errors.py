@@ -18,7 +18,7 @@ from tools.lab.deadlines import LAUNCH_MS, within
 from tools.lab.launcher import Launched
 from tools.lab.process import VmmProcess
 
-pytestmark = [pytest.mark.needs_strace, pytest.mark.long]
+pytestmark = pytest.mark.needs_strace
 # Each of the first calls of an update in turn, and the errors that the kernel may give.
 SOURCE = [
     *(("sendmsg", "EPIPE", n) for n in (1, 2, 3, 4, 5)),
@@ -81,6 +81,7 @@ async def one_owner(r: Rig, new: Launched) -> None:
     await r.guest_goes_on()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("call", "error", "number"), SOURCE)
 async def test_a_call_of_the_old_process_fails(call: str, error: str, number: int) -> None:
     async with rig() as r:
@@ -90,6 +91,7 @@ async def test_a_call_of_the_old_process_fails(call: str, error: str, number: in
         await one_owner(r, new)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("call", ["socket", "connect"])
 async def test_an_old_process_that_cannot_connect_says_so_and_the_successor_waits_on(
     call: str,
@@ -107,6 +109,7 @@ async def test_an_old_process_that_cannot_connect_says_so_and_the_successor_wait
         await r.guest_goes_on()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("call", "error", "number"), TARGET)
 async def test_a_call_of_the_successor_fails(call: str, error: str, number: int) -> None:
     async with rig() as r:
