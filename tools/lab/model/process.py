@@ -100,9 +100,8 @@ def _arrivals(setup: Setup, who: Who, view: View) -> Iterator[Move]:
                 yield _told(setup, who, view, lie, Kind.FAULT)._replace(
                     label=f"is lied to: {lie.name}"
                 )
-    heard_all = (
-        me.lost or me.deaf or not view.inbox
-    )  # the channel is emptied before a death is told
+    # The channel is emptied before a death is told.
+    heard_all = me.lost or me.deaf or not view.inbox
     if heard_all and not view.peer_alive and not me.knows_death:
         yield _told(setup, who, _with(view, knows_death=True), Event.PEER_DIED)
 
@@ -115,7 +114,7 @@ def _results(setup: Setup, who: Who, view: View) -> Iterator[Move]:
         rest = _with(view, pending=tuple(one for one in me.pending if one is not event))
         if Fault.FAILURE in setup.faults and event not in _CERTAIN:
             yield _told(setup, who, rest, Event.FAILURE, Kind.FAULT)
-            if event is Event.ACCEPTABLE and Event.ACCEPTABLE in row:
+            if event is Event.ACCEPTABLE and event in row:
                 yield _told(setup, who, rest, Event.UNACCEPTABLE, Kind.FAULT)
         if event is Event.MAIN_CHECKED and not view.main_sent:
             continue
