@@ -174,6 +174,7 @@ def _faults(options: argparse.Namespace, plans: Sequence[ChainPlan]) -> int:
             [accel for accel in builds if accel is not None],
             options.seed,
             tell_progress,
+            options.load,
         )
     )
     show_matrix(result, time.monotonic() - began_s)
@@ -240,7 +241,8 @@ def _parser() -> argparse.ArgumentParser:
         type=parse_load,
         metavar="LOAD",
         help="traffic over a tap during all updates, every frame accounted for: udp=PPS (of each "
-        "of two flows, each way), tcp=STREAMS, ping; for example udp=1000,tcp=4,ping",
+        "of two flows, each way), tcp=STREAMS, ping; for example udp=1000,tcp=4,ping (with "
+        "--faults few frames: a hung process leaves them in the tap's queue for seconds)",
     )
     parser.add_argument(
         "--cliff",

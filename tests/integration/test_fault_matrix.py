@@ -40,3 +40,10 @@ def test_list_names_every_case(capsys: pytest.CaptureFixture[str]) -> None:
 def test_case_that_does_not_exist_is_a_wrong_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert drill.main(["--faults", "target/before/DANCE/kill"]) == drill.EXIT_USAGE
     assert "no such case" in capsys.readouterr().err
+
+
+@pytest.mark.long
+@pytest.mark.needs_tun
+def test_not_a_frame_is_lost_when_either_side_fails_around_the_blackout() -> None:
+    cases = "source/after/SEND_STATE/*,target/before/SEND_LOADED/*,source/before/SEND_COMMIT/*"
+    assert drill.main(["--faults", cases, "--load", "udp=20,tcp=1"]) == drill.EXIT_PASS

@@ -18,6 +18,7 @@ from tools.lab.errors import LabError
 from tools.lab.faults.cases import Case
 from tools.lab.faults.oracle import Ending, Outcome
 from tools.lab.faults.party import party
+from tools.lab.load import LoadSpec
 from vmm.errors import BootError
 
 # Most of a case is waiting for another process to start or for a deadline to pass.
@@ -88,8 +89,12 @@ async def run_matrix(
     accels: Sequence[str],
     seed: int,
     progress: Progress,
+    load: LoadSpec | None = None,
 ) -> MatrixResult:
-    """Every case once, in an order and on accelerators that `seed` decides."""
+    """Every case once, in an order and on accelerators that `seed` decides.
+
+    With `load` every guest has traffic over all its cases, and not a frame may be lost.
+    """
     order = list(cases)
     random.Random(seed).shuffle(order)
     waiting = deque((case, accels[place % len(accels)]) for place, case in enumerate(order))
@@ -103,19 +108,21 @@ async def run_matrix(
     async def _at_one_party(first: Case, build: Build) -> None:
         """As many cases as the guest lives to see."""
         accel = build.accel or ""
-        case: Case | None = first
+        case = first
         try:
-            async with party(build, GUEST) as guest:
-                while case is not None:
+            async with party(build, GUEST, load) as guest:
+                while True:
                     outcome = await within(CASE_MS, case.name, guest.suffer(case))
                     outcomes.append(outcome)
                     progress(len(outcomes) + len(failures), len(order))
                     if outcome.ending is Ending.EXCUSED:
                         return
-                    case = _take(waiting, accel)
+                    following = _take(waiting, accel)
+                    if following is None:
+                        return
+                    case = following
         except (LabError, ExecuteError, BootError) as error:
-            assert case is not None
-            failures.append(Failure(case, accel, str(error), _replay(case, accel, seed)))
+            failures.append(Failure(case, accel, str(error), _replay(case, accel, seed, load)))
             progress(len(outcomes) + len(failures), len(order))
 
     workers = min(len(order), PARTIES_PER_CPU * (os.cpu_count() or 1))
@@ -133,5 +140,6 @@ def _take(waiting: deque[tuple[Case, str]], accel: str) -> Case | None:
     return None
 
 
-def _replay(case: Case, accel: str, seed: int) -> str:
-    return f"cpr-drill --faults {case.name} --accel {accel} --seed {seed}"
+def _replay(case: Case, accel: str, seed: int, load: LoadSpec | None) -> str:
+    words = f"cpr-drill --faults {case.name} --accel {accel} --seed {seed}"
+    return words if load is None else f"{words} --load {load}"

@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from qemu.qmp import ExecuteError
 
@@ -22,8 +22,10 @@ from tools.lab.faults.cases import Case
 from tools.lab.faults.oracle import Oracle, Outcome
 from tools.lab.heartbeat import HeartbeatReader
 from tools.lab.launcher import Launched, Launcher
+from tools.lab.load import LoadSpec
 from tools.lab.process import VmmProcess
 from tools.lab.ramview import RamView
+from tools.lab.traffic import Traffic
 from tools.lab.update import live_update
 from vmm.update.faults import Fault
 
@@ -68,13 +70,18 @@ class Watch:
 class Party:
     """One guest; `async with party(…)` makes it."""
 
-    def __init__(self, launcher: Launcher, build: Build, guest: GuestSpec) -> None:
+    def __init__(
+        self, launcher: Launcher, build: Build, guest: GuestSpec, traffic: Traffic | None
+    ) -> None:
         self.build = build
+        self.lost = False  # the guest: its only process was killed
+        self._traffic = traffic
         self._launcher = launcher
         self._guest = guest
         self._owner: Launched
         self._serial: HeartbeatReader
         self._oracle: Oracle
+        self._ram: RamView
 
     async def start(self, stack: contextlib.AsyncExitStack) -> None:
         """Boot the guest and update it once without a fault, to know what a process holds then."""
@@ -88,6 +95,14 @@ class Party:
         self._owner = first
         await self._clean_update()
         self._oracle.learn(self._owner.process)
+        if self._traffic is not None:
+            self._ram = ram
+            await self._traffic.start(ram.net_report)
+
+    async def end(self) -> None:
+        """Balance the load's ledger. Raises CheckFailedError when a frame was lost or doubled."""
+        if self._traffic is not None and not self.lost:
+            await self._traffic.stop(self._ram.net_report)
 
     async def suffer(self, case: Case) -> Outcome:
         """One case and everything that must hold after it. Raises LabError when something does not.
@@ -109,6 +124,7 @@ class Party:
         if not new.process.alive and new.sockets.main is not None:
             new.sockets.main.unlink(missing_ok=True)  # a process that is killed cannot
         if outcome.owner is None:
+            self.lost = True
             return outcome
         loser = old if outcome.owner is new.process else new
         if loser.process.alive:
@@ -194,13 +210,28 @@ async def _listening(watches: tuple[Watch, Watch]) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def party(build: Build, guest: GuestSpec) -> AsyncIterator[Party]:
-    """A guest to which faults can happen. Raises LabError when it does not start."""
+async def party(build: Build, guest: GuestSpec, load: LoadSpec | None) -> AsyncIterator[Party]:
+    """A guest to which faults can happen, with a `load` over all of them.
+
+    Raises LabError when it does not start, CheckFailedError when the ledger does not balance.
+    """
     async with contextlib.AsyncExitStack() as stack:
-        launcher = await stack.enter_async_context(Launcher(guest))
-        made = Party(launcher, build, guest)
+        traffic = None
+        if load is not None:
+            traffic = Traffic.prepare(load, stack.enter_context(contextlib.ExitStack()))
+            stack.push_async_callback(traffic.end)
+            guest = replace(guest, network=traffic.guest_words)
+        launcher = await stack.enter_async_context(_launcher(guest, traffic))
+        made = Party(launcher, build, guest, traffic)
         try:
             await made.start(stack)
         except ExecuteError as error:
             raise LabError(str(error)) from error
         yield made
+        await made.end()
+
+
+def _launcher(guest: GuestSpec, traffic: Traffic | None) -> Launcher:
+    if traffic is None:
+        return Launcher(guest)
+    return Launcher(guest, extra=traffic.nic.argv(), first=traffic.child)
