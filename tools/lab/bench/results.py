@@ -102,12 +102,32 @@ def fit_line(xs: Sequence[float], ys: Sequence[float]) -> Line:
 
 def floor_verdict(accel: str, ours: Summary, floor: Summary, what: str = "blackout") -> Verdict:
     """Ours over the floor, p50."""
-    ratio = ours.p50 / floor.p50
+    return _ratio_verdict(f"{what} beside the floor, {accel}", ours, floor, FLOOR_RATIO_MAX)
+
+
+def vcpu_verdict(one: Summary, several: Summary, vcpu_count: int) -> Verdict:
+    """Several vCPUs over one, p50."""
+    return _ratio_verdict(f"{vcpu_count} vCPUs beside one", several, one, VCPU_RATIO_MAX)
+
+
+def nics_verdict(accel: str, none: Summary, many: Summary, count: int) -> Verdict:
+    """Many cards over none, p50."""
+    return _ratio_verdict(f"{count} cards beside none, {accel}", many, none, NICS_RATIO_MAX)
+
+
+def peer_verdict(ours_name: str, ours: Summary, theirs_name: str, theirs: Summary) -> Verdict:
+    """Ours over a real QEMU, p50 of the guest-felt gap."""
+    verdict = _ratio_verdict(f"{ours_name} beside {theirs_name}", ours, theirs, PEER_RATIO_MAX)
+    return dataclasses.replace(verdict, target="p50 of the guest-felt gap at most 1/3")
+
+
+def _ratio_verdict(name: str, judged: Summary, beside: Summary, ratio_max: float) -> Verdict:
+    ratio = judged.p50 / beside.p50
     return Verdict(
-        f"{what} beside the floor, {accel}",
-        f"p50 at most {FLOOR_RATIO_MAX:g}x",
-        f"{ratio:.2f}x ({ours.p50:.2f} / {floor.p50:.2f} ms, n {ours.n} / {floor.n})",
-        ratio <= FLOOR_RATIO_MAX,
+        name,
+        f"p50 at most {ratio_max:g}x",
+        f"{ratio:.2f}x ({judged.p50:.2f} / {beside.p50:.2f} ms, n {judged.n} / {beside.n})",
+        ratio <= ratio_max,
     )
 
 
@@ -123,39 +143,6 @@ def slope_verdict(
         f"slope at most {SLOPE_MAX_MS_PER_GIB:g} ms/GiB",
         f"{line.slope:+.3f} +- {line.standard_error:.3f} ms/GiB over {len(p50_ms_by_gib)} sizes",
         line.slope <= SLOPE_MAX_MS_PER_GIB,
-    )
-
-
-def vcpu_verdict(one: Summary, several: Summary, vcpu_count: int) -> Verdict:
-    """Several vCPUs over one, p50."""
-    ratio = several.p50 / one.p50
-    return Verdict(
-        f"{vcpu_count} vCPUs beside one",
-        f"p50 at most {VCPU_RATIO_MAX:g}x",
-        f"{ratio:.2f}x ({several.p50:.2f} / {one.p50:.2f} ms, n {several.n} / {one.n})",
-        ratio <= VCPU_RATIO_MAX,
-    )
-
-
-def nics_verdict(accel: str, none: Summary, many: Summary, count: int) -> Verdict:
-    """Many cards over none, p50."""
-    ratio = many.p50 / none.p50
-    return Verdict(
-        f"{count} cards beside none, {accel}",
-        f"p50 at most {NICS_RATIO_MAX:g}x",
-        f"{ratio:.2f}x ({many.p50:.2f} / {none.p50:.2f} ms, n {many.n} / {none.n})",
-        ratio <= NICS_RATIO_MAX,
-    )
-
-
-def peer_verdict(ours_name: str, ours: Summary, theirs_name: str, theirs: Summary) -> Verdict:
-    """Ours over a real QEMU, p50 of the guest-felt gap."""
-    ratio = ours.p50 / theirs.p50
-    return Verdict(
-        f"{ours_name} beside {theirs_name}",
-        "p50 of the guest-felt gap at most 1/3",
-        f"{ratio:.2f}x ({ours.p50:.2f} / {theirs.p50:.2f} ms, n {ours.n} / {theirs.n})",
-        ratio <= PEER_RATIO_MAX,
     )
 
 
