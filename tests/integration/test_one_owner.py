@@ -1,7 +1,7 @@
 """Kill or hang either side at each step of an update: the guest goes on in exactly one process.
 
-Real processes, real signals, a real guest. Which step is chosen by the process under test itself
-(`tests.framework.dying_vmm`), so that every case hits its step exactly.
+Real processes, real signals, a real guest. The process under test fails by itself (the migration
+parameter x-cpr-fault), so that every case hits its step exactly.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import pytest
 from qemu.qmp import ExecuteError
 
 from cpr.handshake import Action
-from tests.framework.dying_vmm import command
 from tools.lab.argv import Build, GuestSpec
 from tools.lab.deadlines import EXIT_MS, UPDATE_MS, within
 from tools.lab.heartbeat import HeartbeatReader
@@ -28,7 +27,6 @@ from tools.lab.update import live_update
 
 GUEST = GuestSpec(ram_bytes=32 << 20, pages=256, heartbeat_ms=5)
 VMM = (sys.executable, "-m", "vmm")
-KILL, STOP = signal.SIGKILL, signal.SIGSTOP
 HEARTBEATS = 10  # more than can be under way in the socket when the guest stops
 SHORT_TIMEOUT_MS = 1_500  # of every phase, for the tests in which somebody hangs
 
@@ -53,8 +51,12 @@ class Rig:
         self.old = old.process
         self.serial = serial
 
-    async def successor(self, vmm: tuple[str, ...] = VMM) -> Launched:
-        return await self.launcher.start_successor(Build(vmm, self.accel))
+    async def successor(self, fault: str = "") -> Launched:
+        """A process that waits for the guest, and perhaps fails at one step (vmm.update.faults)."""
+        new = await self.launcher.start_successor(Build(VMM, self.accel))
+        if fault:
+            await new.process.execute("migrate-set-parameters", {"x-cpr-fault": fault})
+        return new
 
     async def migrate(self, new: Launched) -> None:
         await self.old.execute(
@@ -82,9 +84,12 @@ class Rig:
 
 
 @contextlib.asynccontextmanager
-async def rig(accel: str, old_vmm: tuple[str, ...] = VMM) -> AsyncIterator[Rig]:
+async def rig(accel: str, fault: str = "") -> AsyncIterator[Rig]:
+    """A guest in an old process, which perhaps fails at one step of its next update."""
     async with Launcher(GUEST) as launcher:
-        old, serial = await launcher.start_first(Build(old_vmm, accel))
+        old, serial = await launcher.start_first(Build(VMM, accel))
+        if fault:
+            await old.process.execute("migrate-set-parameters", {"x-cpr-fault": fault})
         yield Rig(launcher, accel, old, serial)
 
 
@@ -118,7 +123,7 @@ async def runstate(process: VmmProcess) -> str:
 @pytest.mark.parametrize("action", BEFORE_COMMIT, ids=lambda action: action.name)
 async def test_successor_killed_before_commit_old_process_runs_on_by_itself(action: Action) -> None:
     async with rig("unicorn") as r:
-        new = await r.successor(command("target", "before", action, KILL))
+        new = await r.successor(f"target/before/{action.name}/kill")
         await r.migrate(new)
         await event(r.old, "MIGRATION", "failed")
         assert await runstate(r.old) == "running"
@@ -132,7 +137,7 @@ async def test_successor_killed_between_commit_and_the_lease_old_process_takes_i
     accel: str,
 ) -> None:
     async with rig(accel) as r:
-        new = await r.successor(command("target", "before", Action.TAKE_LEASE, KILL))
+        new = await r.successor("target/before/TAKE_LEASE/kill")
         await r.migrate(new)
         await event(r.old, "MIGRATION", "failed")
         await r.guest_goes_on()
@@ -141,7 +146,7 @@ async def test_successor_killed_between_commit_and_the_lease_old_process_takes_i
 
 async def test_successor_killed_with_the_lease_but_before_it_ran_old_process_runs_on() -> None:
     async with rig("unicorn") as r:
-        new = await r.successor(command("target", "before", Action.RUN_GUEST, KILL))
+        new = await r.successor("target/before/RUN_GUEST/kill")
         await r.migrate(new)
         await event(r.old, "MIGRATION", "failed")
         await r.guest_goes_on()
@@ -149,7 +154,7 @@ async def test_successor_killed_with_the_lease_but_before_it_ran_old_process_run
 
 async def test_successor_killed_after_it_ran_old_process_never_runs_its_stale_state() -> None:
     async with rig("unicorn") as r:
-        new = await r.successor(command("target", "after", Action.RUN_GUEST, KILL))
+        new = await r.successor("target/after/RUN_GUEST/kill")
         await r.migrate(new)
         await event(r.old, "MIGRATION", "completed")
         assert await runstate(r.old) == "postmigrate"
@@ -171,7 +176,7 @@ async def test_successor_killed_after_it_ran_old_process_never_runs_its_stale_st
 async def test_old_process_killed_after_a_verified_state_guest_runs_in_the_successor(
     when: str, action: Action
 ) -> None:
-    async with rig("unicorn", command("source", when, action, KILL)) as r:
+    async with rig("unicorn", f"source/{when}/{action.name}/kill") as r:
         new = await r.successor()
         with contextlib.suppress(Exception):
             await r.migrate(new)
@@ -183,7 +188,7 @@ async def test_old_process_killed_after_a_verified_state_guest_runs_in_the_succe
 async def test_old_process_killed_right_after_it_sent_the_state_guest_runs_in_the_successor() -> (
     None
 ):
-    async with rig("unicorn", command("source", "after", Action.SEND_STATE, KILL)) as r:
+    async with rig("unicorn", "source/after/SEND_STATE/kill") as r:
         new = await r.successor()
         with contextlib.suppress(Exception):
             await r.migrate(new)
@@ -196,7 +201,7 @@ async def test_hung_successor_is_given_up_at_the_deadline_and_never_runs_when_it
     action: Action,
 ) -> None:
     async with rig("unicorn") as r:
-        new = await r.successor(command("target", "before", action, STOP))
+        new = await r.successor(f"target/before/{action.name}/hang")
         await r.migrate_with_deadline(new)
         await event(r.old, "MIGRATION", "failed")
         assert "did not answer within" in (await query(r.old))["error-desc"]
@@ -209,7 +214,7 @@ async def test_hung_successor_is_given_up_at_the_deadline_and_never_runs_when_it
 
 async def test_successor_hung_before_the_lease_loses_it_to_the_old_process_and_gives_up() -> None:
     async with rig("unicorn") as r:
-        new = await r.successor(command("target", "before", Action.TAKE_LEASE, STOP))
+        new = await r.successor("target/before/TAKE_LEASE/hang")
         await r.migrate_with_deadline(new)
         await event(r.old, "MIGRATION", "failed")
         await r.guest_goes_on()
@@ -248,7 +253,7 @@ async def test_cont_on_the_old_process_works_when_the_paused_successor_died_befo
 
 async def test_cancel_while_the_successor_builds_tells_both_sides() -> None:
     async with rig("unicorn") as r:
-        new = await r.successor(command("target", "before", Action.SEND_LISTENING, STOP))
+        new = await r.successor("target/before/SEND_LISTENING/hang")
         await r.migrate(new)
         await stopped(new.process)
         await r.old.execute("migrate_cancel")
