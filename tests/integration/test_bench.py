@@ -45,6 +45,7 @@ def test_path_of_a_frame_is_measured(tmp_path: Path) -> None:
     assert row["figures"]["round_trip_us"]["p50"] > 0
 
 
+@pytest.mark.long
 @pytest.mark.needs_tun
 def test_many_cards_are_measured_beside_none(tmp_path: Path) -> None:
     report = tmp_path / "bench.json"
