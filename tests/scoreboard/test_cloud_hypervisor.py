@@ -15,7 +15,6 @@ from cpr.codec import FRAME_SIZE_MAX_BYTES, MAGIC
 from cpr.messages import MessageKind
 from tests.scoreboard.rig import BUILD, GUEST, Rig, ended, rig, status
 from tools.lab.launcher import Launcher
-from tools.lab.procfs import read_counters
 from tools.lab.update import live_update
 from vmm.devices.virtio.blk_image import RawImage
 from vmm.errors import DeviceError
@@ -76,17 +75,16 @@ async def test_ch4_a_receiver_answers_its_monitor_in_the_middle_of_an_update() -
         assert await ended(new.process) == 1
 
 
-async def test_ch5_a_length_that_the_peer_made_up_is_refused_before_a_byte_is_allocated(
+async def test_ch5_a_length_that_the_peer_made_up_is_refused_at_the_header(
     tmp_path: Path,
 ) -> None:
-    """There it is allocated as it is."""
+    """There it is allocated as it is. No byte of the body is ever sent here."""
     path = tmp_path / "cpr.sock"
     addr = f"addr.transport=socket,addr.type=unix,addr.path={path}"
     words = ["-incoming", f"unix:{tmp_path}/main.sock", "-incoming", f"cpr,{addr}"]
     async with Launcher(GUEST) as launcher:
         launched = await launcher.start_plain(BUILD, words)
         process = launched.process
-        before = read_counters(process.pid)
         with socket.socket(socket.AF_UNIX) as liar:
             liar.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             liar.connect(str(path))
@@ -96,7 +94,6 @@ async def test_ch5_a_length_that_the_peer_made_up_is_refused_before_a_byte_is_al
             )
             assert await ended(process) == 1
         assert "bytes announced; the limit is" in process.log_path.read_text()
-        assert before.rss_bytes < size_bytes * 2
 
 
 async def test_ch6_open_sockets_travel_and_their_peers_notice_nothing() -> None:
