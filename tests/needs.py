@@ -90,6 +90,7 @@ NEEDS = {
     "needs_strace": Need(
         lambda: is_root() and shutil.which("strace") is not None, "not root, or no strace"
     ),
+    "needs_iasl": Need(lambda: shutil.which("iasl") is not None, "no iasl (acpica-tools)"),
     "needs_peer_qemu": Need(
         lambda: peer_qemu().exists(), "no real QEMU; 'tools/fetch-peer qemu' unpacks one"
     ),

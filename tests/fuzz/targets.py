@@ -189,5 +189,5 @@ TARGETS: Mapping[str, Target] = {
             b"cpr,addr.transport=socket,addr.type=unix,addr.path=x",
         ],
     ),
-    "elf": Target(elf, [make_elf(64), make_elf(32), make_elf(64, xen_note=True)]),
+    "elf": Target(elf, [make_elf(64), make_elf(32), make_elf(64, pvh_entry=0x10_0000)]),
 }  # fmt: skip

@@ -9,7 +9,7 @@ Every vCPU starts at the image's entry point at CPL 0, interrupts off, with
 in 64-bit mode over an identity map of all RAM, or in 32-bit mode with flat segments and paging off.
 Low memory then holds (guest-physical):
 
-    0x01000  GDT: null, 0x08 code, 0x10 data, 0x18 TSS
+    0x01000  GDT: null, null, 0x10 code, 0x18 data, 0x20 TSS
     0x02000  boot info, 64 bytes
     0x03000  command line, up to 4095 bytes, NUL-terminated
     0x10000  page tables: PML4, PDPT, then one page directory for each GiB, 2 MiB pages
@@ -25,10 +25,11 @@ command-line address, u16 clock port (8 ports for each vCPU, see devices/clock.p
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from guestram.layout import PC_HOLE_END, PC_HOLE_START
-from vmm.accel.x86_state import CpuState, Segment
+from vmm.accel.x86_state import CpuState
+from vmm.boot.cpumodes import flat_mode, gdt, identity_page_tables, long_mode
 from vmm.boot.plan import BootPiece
 from vmm.errors import BootError
 
@@ -47,34 +48,9 @@ BOOT_INFO_VERSION = 1
 _BOOT_INFO = struct.Struct("<QIIQQQIIQHHI")
 
 _PAGE = 0x1000
-_LARGE_PAGE = 0x20_0000
 _GIB = 1 << 30
 _MAP_MIN_GIB = 4  # always reach the device addresses below 4 GiB
 _MAP_MAX_GIB = (STACKS_ADDRESS - PAGE_TABLES_ADDRESS) // _PAGE - 2  # as many directories as fit: 78
-_PRESENT_WRITABLE = 0x3
-_LARGE = 0x80
-_PD_ENTRIES = 512
-
-_CODE, _DATA, _TSS = 0x08, 0x10, 0x18
-_GDT = struct.pack(
-    "<5Q",
-    0,
-    0x00AF_9B00_0000_FFFF,  # 64-bit code, DPL 0, accessed
-    0x00CF_9300_0000_FFFF,  # data, DPL 0, accessed
-    0x0000_8B00_0000_FFFF,  # 64-bit TSS, busy, base 0: there only because VT-x wants a valid TR
-    0,
-)
-_CODE_32_DESCRIPTOR = 0x00CF_9B00_0000_FFFF
-# Access rights as in x86_state: type, S, P, L or D/B, G.
-_CODE_64_RIGHTS, _CODE_32_RIGHTS, _DATA_RIGHTS, _TSS_RIGHTS = 0xA09B, 0xC09B, 0xC093, 0x008B
-_LIMIT_4G = 0xFFFF_FFFF
-
-_CR0_PE_ET, _CR0_PG = 0x11, 0x8000_0000
-_CR0_LONG = _CR0_PG | 0x5_0033  # with AM, WP, NE, MP
-_CR4_PAE_FXSR = 0x620
-_EFER_LONG = 0x500  # LME, LMA
-_MSR_EFER = 0xC000_0080
-_RFLAGS_RESET = 0x2
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,39 +62,14 @@ class DirectStart:
 
     def apply(self, index: int, base: CpuState) -> CpuState:
         """See the module's text for the registers."""
-        long_mode = self.bits == 64
-        code_rights = _CODE_64_RIGHTS if long_mode else _CODE_32_RIGHTS
-        data: Segment = (_DATA, 0, _LIMIT_4G, _DATA_RIGHTS)
-        efer = _EFER_LONG if long_mode else 0
-        return replace(
-            base,
-            general={
-                **dict.fromkeys(base.general, 0),
-                "rip": self.entry,
-                "rflags": _RFLAGS_RESET,
-                "rdi": BOOT_INFO_ADDRESS,
-                "rsi": index,
-                "rsp": STACKS_ADDRESS + (index + 1) * STACK_SIZE_BYTES,
-            },
-            segments={
-                **base.segments,
-                "cs": (_CODE, 0, _LIMIT_4G, code_rights),
-                **dict.fromkeys(("ds", "es", "fs", "gs", "ss"), data),
-                "tr": (_TSS, 0, 0xFFFF, _TSS_RIGHTS),
-            },
-            gdt=(GDT_ADDRESS, len(_GDT) - 1),
-            idt=(0, 0),
-            control={
-                **base.control,
-                "cr0": _CR0_LONG if long_mode else _CR0_PE_ET,
-                "cr3": PAGE_TABLES_ADDRESS if long_mode else 0,
-                "cr4": _CR4_PAE_FXSR if long_mode else 0,
-                "efer": efer,
-            },
-            # Accelerators may list EFER among the MSRs as well; the two must agree.
-            msrs={**base.msrs, _MSR_EFER: efer} if _MSR_EFER in base.msrs else base.msrs,
-            mp_state="runnable",
-        )
+        enter = long_mode if self.bits == 64 else flat_mode
+        registers = {
+            "rip": self.entry,
+            "rdi": BOOT_INFO_ADDRESS,
+            "rsi": index,
+            "rsp": STACKS_ADDRESS + (index + 1) * STACK_SIZE_BYTES,
+        }
+        return enter(base, registers, GDT_ADDRESS, PAGE_TABLES_ADDRESS)
 
 
 def direct_boot_pieces(
@@ -157,27 +108,15 @@ def direct_boot_pieces(
         serial_port,
         0,
     )
+    tables = identity_page_tables(map_gib, PAGE_TABLES_ADDRESS)
     stacks = BootPiece("the stacks", STACKS_ADDRESS, b"", vcpu_count * STACK_SIZE_BYTES)
     return (
-        BootPiece.of("the GDT", GDT_ADDRESS, _gdt(bits)),
+        BootPiece.of("the GDT", GDT_ADDRESS, gdt(bits)),
         BootPiece.of("the boot info", BOOT_INFO_ADDRESS, info),
         BootPiece.of("the command line", COMMAND_LINE_ADDRESS, text + b"\0"),
-        BootPiece.of("the page tables", PAGE_TABLES_ADDRESS, identity_page_tables(map_gib)),
+        BootPiece.of("the page tables", PAGE_TABLES_ADDRESS, tables),
         stacks,
     )
-
-
-def identity_page_tables(gib: int) -> bytes:
-    """PML4, PDPT and page directories, for PAGE_TABLES_ADDRESS, that map 0..gib GiB to itself."""
-    pdpt = PAGE_TABLES_ADDRESS + _PAGE
-    directories = pdpt + _PAGE
-    pml4 = struct.pack("<Q", pdpt | _PRESENT_WRITABLE).ljust(_PAGE, b"\0")
-    entries = [directories + index * _PAGE | _PRESENT_WRITABLE for index in range(gib)]
-    pdpt_page = struct.pack(f"<{gib}Q", *entries).ljust(_PAGE, b"\0")
-    pages = range(0, gib * _GIB, _LARGE_PAGE)
-    flags = _LARGE | _PRESENT_WRITABLE
-    table = struct.pack(f"<{gib * _PD_ENTRIES}Q", *(address | flags for address in pages))
-    return pml4 + pdpt_page + table
 
 
 def _map_gib(ram_bytes: int) -> int:
@@ -185,9 +124,3 @@ def _map_gib(ram_bytes: int) -> int:
     low = min(ram_bytes, PC_HOLE_START)
     end = PC_HOLE_END + ram_bytes - low if ram_bytes > low else low
     return min(max(_MAP_MIN_GIB, -(-end // _GIB)), _MAP_MAX_GIB)
-
-
-def _gdt(bits: int) -> bytes:
-    if bits == 64:
-        return _GDT
-    return _GDT[:8] + struct.pack("<Q", _CODE_32_DESCRIPTOR) + _GDT[16:]

@@ -1,6 +1,8 @@
 """From configuration to boot plan: which kind of image it is, and what each kind needs.
 
-    -kernel FILE     ELF64              direct boot in 64-bit mode (direct.py)
+    -kernel FILE     bzImage            Linux, 64-bit boot protocol (linux.py)
+                     ELF with PVH note  Linux's vmlinux, PVH (linux.py)
+                     ELF64              direct boot in 64-bit mode (direct.py)
                      ELF32              direct boot in flat 32-bit mode
                      boot sector        512 bytes ending in 55 aa: real mode at 0x7c00 (realmode.py)
                      anything else      flat binary, loaded and entered at 1 MiB in 64-bit mode
@@ -9,8 +11,7 @@
     -device loader   files and numbers at fixed addresses (loader.py)
     none of these    the built-in guest
 
-All vCPUs enter an ELF or flat image at once; a boot sector starts vCPU 0 alone. Linux kernels are
-recognised and refused: they need firmware tables and an interrupt controller in the kernel.
+All vCPUs enter an ELF or flat image at once; a boot sector or Linux starts vCPU 0 alone.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from importlib import resources
 
+from vmm.boot.acpi import AcpiMachine
 from vmm.boot.direct import IMAGE_ADDRESS, DirectStart, direct_boot_pieces
 from vmm.boot.elf import is_elf, parse_elf
 from vmm.boot.files import read_image, read_start
 from vmm.boot.guest.report import WORK_START
+from vmm.boot.linux import LinuxBoot, boot_bzimage, boot_pvh
+from vmm.boot.linux_image import is_bzimage, parse_bzimage
 from vmm.boot.loader import Loaded, elf_pieces, plan_loader
 from vmm.boot.plan import BootPiece, BootPlan, CpuStart, check_pieces
 from vmm.boot.realmode import (
@@ -39,8 +43,6 @@ __all__ = ["BUILTIN_KERNEL", "BootPlan", "builtin_guest_elf", "plan_boot"]
 
 BUILTIN_KERNEL = "builtin"
 _BUILTIN_RAM_MIN_BYTES = WORK_START + (1 << 20)  # a working set of at least 256 pages
-_LINUX_MAGIC = b"HdrS"  # Linux x86 boot protocol: at 0x202 of every bzImage
-_LINUX_MAGIC_OFFSET = 0x202
 
 
 def plan_boot(config: VmmConfig) -> BootPlan:
@@ -66,11 +68,9 @@ def builtin_guest_elf() -> bytes:
 def _check_options(config: VmmConfig) -> None:
     if config.kernel is not None and config.floppy is not None:
         raise BootError("-kernel and -drive if=floppy both name what to boot; give one of them")
-    if config.initrd is not None:
-        raise BootError(
-            f"-initrd {config.initrd}: only Linux kernels take one, and booting Linux is not there "
-            "yet; leave it out"
-        )
+    builtin = config.kernel is None or str(config.kernel) == BUILTIN_KERNEL
+    if config.initrd is not None and builtin:
+        raise BootError(f"-initrd {config.initrd}: give the Linux kernel for it with -kernel")
 
 
 def _main_image(config: VmmConfig) -> Iterable[Loaded]:
@@ -86,13 +86,22 @@ def _main_image(config: VmmConfig) -> Iterable[Loaded]:
             )
         yield _elf(builtin_guest_elf(), "built-in guest", config.vcpu_count)
     else:
-        yield _kernel(read_image(config.kernel), str(config.kernel), config.vcpu_count)
+        yield _kernel(read_image(config.kernel), str(config.kernel), config)
 
 
-def _kernel(data: bytes, name: str, vcpu_count: int) -> Loaded:
-    magic = data[_LINUX_MAGIC_OFFSET : _LINUX_MAGIC_OFFSET + len(_LINUX_MAGIC)]
-    if magic == _LINUX_MAGIC:
-        raise _linux_refused(name, "bzImage")
+def _kernel(data: bytes, name: str, config: VmmConfig) -> Loaded:
+    if is_bzimage(data):
+        return boot_bzimage(parse_bzimage(data, name), name, _linux_boot(config, name))
+    if is_elf(data):
+        image = parse_elf(data, name)
+        if image.pvh_entry is not None:
+            return boot_pvh(image, image.pvh_entry, name, _linux_boot(config, name))
+    if config.initrd is not None:
+        raise BootError(f"-initrd {config.initrd}: only Linux kernels take one, {name} is none")
+    return _other_kernel(data, name, config.vcpu_count)
+
+
+def _other_kernel(data: bytes, name: str, vcpu_count: int) -> Loaded:
     if is_elf(data):
         return _elf(data, name, vcpu_count)
     if len(data) == BOOT_SECTOR_SIZE_BYTES and data.endswith(BOOT_SIGNATURE):
@@ -108,8 +117,6 @@ def _kernel(data: bytes, name: str, vcpu_count: int) -> Loaded:
 
 def _elf(data: bytes, name: str, vcpu_count: int) -> Loaded:
     image = parse_elf(data, name)
-    if image.has_xen_note:
-        raise _linux_refused(name, "vmlinux")
     start = DirectStart(image.entry, image.bits)
     return Loaded(elf_pieces(image, name), tuple((index, start) for index in range(vcpu_count)))
 
@@ -130,10 +137,17 @@ def _boot_sector(sector: bytes, name: str) -> Loaded:
     return Loaded((piece,), ((0, RealModeStart(BOOT_SECTOR_ADDRESS)),))
 
 
-def _linux_refused(name: str, kind: str) -> BootError:
-    return BootError(
-        f"{name} is a Linux kernel ({kind}); this version boots ELF and flat images made for "
-        "direct boot, boot sectors and the built-in guest, and cannot boot Linux yet"
+def _linux_boot(config: VmmConfig, name: str) -> LinuxBoot:
+    if not config.machine.kernel_irqchip:
+        raise BootError(
+            f"{name} is a Linux kernel, which needs interrupts: it boots under KVM with -machine "
+            "kernel-irqchip=on"
+        )
+    return LinuxBoot(
+        command_line=config.append,
+        initrd=None if config.initrd is None else read_image(config.initrd),
+        ram_bytes=config.memory_size_bytes,
+        machine=AcpiMachine(config.vcpu_count, len(config.serials), len(config.virtio)),
     )
 
 

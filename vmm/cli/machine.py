@@ -26,6 +26,7 @@ _HARMLESS = frozenset(
         *("ioapic2", "x-option-roms", "auto-kernel-cmdline", "pcie", "default-bus-bypass-iommu"),
     }
 )
+_AUTO = "auto"
 _TCG_PROPERTIES = frozenset({"thread", "tb-size", "one-insn-per-tb", "split-wx"})
 _TOPOLOGY = ("sockets", "dies", "modules", "clusters", "cores", "threads")
 
@@ -46,11 +47,11 @@ def finish_machine(builder: ConfigBuilder) -> MachineOptions:
     given.pop("accel", None)
     backend = given.pop("memory-backend", None)
     aux_ram_share = _on_off("aux-ram-share", given.pop("aux-ram-share", "off"))
-    irqchip = _kernel_irqchip(given.pop("kernel-irqchip", "off"))
+    irqchip = _kernel_irqchip(given.pop("kernel-irqchip", _AUTO))
     for name, text in given.items():
         if name not in _HARMLESS:
             raise ConfigError(f"Property '{type_name}-machine.{name}' not found")
-        if text != "auto":
+        if text != _AUTO:
             _on_off(name, text)
     return MachineOptions(type_name, irqchip, backend, aux_ram_share)
 
@@ -70,10 +71,15 @@ def _machine_type(name: str, builder: ConfigBuilder) -> str:
     return DEFAULT_MACHINE
 
 
+def irqchip_given(builder: ConfigBuilder) -> bool:
+    """Whether the user chose kernel-irqchip; otherwise what is booted decides."""
+    return builder.machine.get("kernel-irqchip", _AUTO) != _AUTO
+
+
 def _kernel_irqchip(text: str) -> bool:
     if text == "split":
         raise ConfigError("kernel-irqchip=split is not supported; use on or off")
-    return _on_off("kernel-irqchip", text)
+    return text != _AUTO and _on_off("kernel-irqchip", text)
 
 
 def _on_off(name: str, text: str) -> bool:

@@ -6,7 +6,9 @@ Both `-opt` and `--opt` are accepted. Messages carry the option as QEMU's do: `-
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
+from vmm.boot.linux_image import is_linux_file
 from vmm.cli import chardevs, guest, machine, memory
 from vmm.cli.builder import ConfigBuilder
 from vmm.cli.fdset import resolve_fdsets
@@ -46,9 +48,17 @@ def parse_args(argv: Sequence[str]) -> VmmConfig:
         if name not in options:
             raise ConfigError(f"{argument}: invalid option")
         _apply(builder, options[name], name, argument, arguments)
-    return resolve_fdsets(
+    config = resolve_fdsets(
         builder.finish(machine.finish_machine(builder), machine.finish_accels(builder))
     )
+    return config if machine.irqchip_given(builder) else _with_irqchip_for_linux(config)
+
+
+def _with_irqchip_for_linux(config: VmmConfig) -> VmmConfig:
+    """kernel-irqchip=auto: Linux needs the chips, everything else has less state without them."""
+    if config.kernel is None or not is_linux_file(config.kernel):
+        return config
+    return replace(config, machine=replace(config.machine, kernel_irqchip=True))
 
 
 def _option_name(argument: str) -> str:

@@ -36,7 +36,7 @@ GROUPS: tuple[Group, ...] = (
         (
             OptionSpec(
                 ("machine", "M"),
-                "[type=]NAME[,memory-backend=ID][,aux-ram-share=on|off][,kernel-irqchip=on|off]",
+                "[type=]NAME[,memory-backend=ID][,aux-ram-share=on|off][,kernel-irqchip=on|off|auto]",
                 machine.machine,
                 "machine type (-machine help lists them) and properties",
             ),

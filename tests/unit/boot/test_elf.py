@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import struct
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.boot.elf_files import make_elf
-from vmm.boot.elf import ElfSegment, is_elf, parse_elf
+from vmm.boot.elf import ElfSegment, is_elf, parse_elf, pvh_entry_of_file
 from vmm.boot.image import builtin_guest_elf
 from vmm.errors import BootError
 
@@ -17,11 +19,26 @@ def test_entry_and_segments_are_read(bits: int) -> None:
     image = parse_elf(make_elf(bits, entry=0x20_0004, segments=((0x20_0000, b"code", 64),)), "x")
     assert (image.bits, image.entry) == (bits, 0x20_0004)
     assert image.segments == (ElfSegment(0x20_0000, b"code", 64),)
-    assert not image.has_xen_note
+    assert image.pvh_entry is None
 
 
-def test_xen_note_is_seen() -> None:
-    assert parse_elf(make_elf(64, xen_note=True), "x").has_xen_note
+def test_the_pvh_entry_is_read_from_its_note(tmp_path: Path) -> None:
+    elf = make_elf(64, pvh_entry=0x10_0008)
+    assert parse_elf(elf, "x").pvh_entry == 0x10_0008
+    path = tmp_path / "vmlinux"
+    path.write_bytes(elf)
+    with path.open("rb") as file:
+        assert pvh_entry_of_file(file.fileno()) == 0x10_0008
+
+
+@given(st.binary(max_size=300))
+@settings(max_examples=200, deadline=None)
+def test_a_file_of_anything_has_no_pvh_entry_or_one(tmp_path_factory: Any, tail: bytes) -> None:
+    path = tmp_path_factory.mktemp("elf") / "x"
+    path.write_bytes(make_elf(64, pvh_entry=0x10_0008)[:80] + tail)
+    with path.open("rb") as file:
+        entry = pvh_entry_of_file(file.fileno())
+    assert entry is None or entry >= 0
 
 
 @pytest.mark.parametrize(

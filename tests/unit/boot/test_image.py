@@ -7,12 +7,12 @@ import pytest
 
 from tests.unit.boot.bare_machine import RESET_STATE
 from tests.unit.boot.elf_files import make_elf
+from vmm.boot.cpumodes import identity_page_tables
 from vmm.boot.direct import (
     BOOT_INFO_ADDRESS,
     COMMAND_LINE_ADDRESS,
     PAGE_TABLES_ADDRESS,
     STACKS_ADDRESS,
-    identity_page_tables,
 )
 from vmm.boot.files import read_image
 from vmm.boot.image import plan_boot
@@ -62,7 +62,7 @@ def test_nothing_given_boots_the_builtin_guest_on_every_vcpu_in_long_mode() -> N
         assert state.control["cr0"] & 0x8000_0001 == 0x8000_0001
         assert state.control["cr3"] == PAGE_TABLES_ADDRESS
         assert (state.control["efer"], state.msrs[0xC000_0080]) == (0x500, 0x500)
-        assert state.segments["cs"] == (8, 0, 0xFFFF_FFFF, 0xA09B)
+        assert state.segments["cs"] == (0x10, 0, 0xFFFF_FFFF, 0xA09B)
         assert state.mp_state == "runnable"
         assert state.msrs[0x277] == RESET_STATE.msrs[0x277]
     assert plan.cpu_state(2, RESET_STATE) is None
@@ -89,7 +89,7 @@ def test_boot_info_says_what_is_ram_and_what_is_mapped(ram_bytes: int, mapped_gi
 
 
 def test_page_tables_map_every_address_to_itself() -> None:
-    tables = identity_page_tables(5)
+    tables = identity_page_tables(5, PAGE_TABLES_ADDRESS)
 
     def entry(table: int, index: int) -> int:
         offset = table - PAGE_TABLES_ADDRESS + 8 * index
@@ -121,7 +121,7 @@ def test_elf32_kernel_starts_in_flat_protected_mode_without_paging(tmp_path: Pat
     state = plan.cpu_state(0, RESET_STATE)
     assert state is not None
     assert (state.control["cr0"], state.control["efer"]) == (0x11, 0)
-    assert state.segments["cs"] == (8, 0, 0xFFFF_FFFF, 0xC09B)
+    assert state.segments["cs"] == (0x10, 0, 0xFFFF_FFFF, 0xC09B)
 
 
 def test_flat_kernel_is_loaded_and_entered_at_one_mebibyte(tmp_path: Path) -> None:
@@ -150,15 +150,10 @@ def test_boot_sector_starts_vcpu_0_alone_in_real_mode(tmp_path: Path, floppy: bo
     assert _written(plan) == {0x7C00: SECTOR}
 
 
-def _bzimage() -> bytes:
-    return b"MZ".ljust(0x202, b"\0") + b"HdrS" + bytes(4096)
-
-
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (_bzimage(), "is a Linux kernel .bzImage.*cannot boot Linux yet"),
-        (make_elf(64, xen_note=True), "is a Linux kernel .vmlinux.*cannot boot Linux yet"),
+        (make_elf(64, pvh_entry=0x10_0000), "is a Linux kernel.*-machine kernel-irqchip=on"),
         (b"", "the file is empty"),
         (bytes(17 * MIB), "RAM is 0..0x1000000; give the guest more memory"),
         (make_elf(64, entry=0x2000, segments=((0x2000, b"x", 1),)), "overlaps .*0x2000"),
@@ -192,7 +187,7 @@ def test_floppy_without_signature_is_refused(tmp_path: Path) -> None:
     ("fields", "message"),
     [
         ({"kernel": Path("k"), "floppy": FloppyImage(Path("f"))}, "give one of them"),
-        ({"initrd": Path("initrd.img")}, "-initrd initrd.img: only Linux kernels take one"),
+        ({"initrd": Path("initrd.img")}, "-initrd initrd.img: give the Linux kernel"),
         ({"vcpu_count": 33}, "at most 32 vCPUs, -smp asks for 33"),
         ({"append": "x" * 4096}, "-append: expected at most 4095 bytes"),
         ({"loaders": (LoaderDevice(addr=0x9000, data=1, data_len=1),)}, "nothing to run"),
