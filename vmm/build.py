@@ -294,6 +294,7 @@ def _vm_options(config: VmmConfig) -> VmOptions:
 def _device_chardevs(config: VmmConfig) -> tuple[Chardev, ...]:
     """The chardevs that devices use; those of monitors belong to the monitor server."""
     used = [*config.serials, *(console.chardev for console in config.debug_consoles)]
+    used += config.console_chardevs()
     by_id = {chardev.id: chardev for chardev in config.chardevs}
     for name in used:
         if name not in by_id:

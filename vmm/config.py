@@ -160,7 +160,15 @@ class VirtioBlkDevice:
     serial: str = ""
 
 
-VirtioDevice = VirtioNetDevice | VirtioRngDevice | VirtioBlkDevice
+@dataclass(frozen=True, slots=True)
+class VirtioConsoleDevice:
+    """`-device virtio-serial-device,id=` with `-device virtconsole,chardev=` on its bus."""
+
+    chardev: str | None = None  # None: output is discarded
+    id: str | None = None
+
+
+VirtioDevice = VirtioNetDevice | VirtioRngDevice | VirtioBlkDevice | VirtioConsoleDevice
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +306,11 @@ class VmmConfig:
     timestamps: bool = False  # -msg timestamp=on
     migration_globals: Mapping[str, str] = field(default_factory=dict)  # -global migration.X=Y
     warnings: tuple[str, ...] = ()  # one line each, printed at start
+
+    def console_chardevs(self) -> tuple[str, ...]:
+        """The chardevs that a virtio console has, in the order of the devices."""
+        consoles = (d.chardev for d in self.virtio if isinstance(d, VirtioConsoleDevice))
+        return tuple(chardev for chardev in consoles if chardev is not None)
 
     def used_drives(self) -> tuple[Drive, ...]:
         """The drives that have a disk device."""

@@ -6,12 +6,20 @@ from collections.abc import Callable, Iterator
 from itertools import count
 
 from cpr.vmstate import VmState
-from vmm.config import VirtioBlkDevice, VirtioNetDevice, VirtioRngDevice, VmmConfig
+from vmm.config import (
+    VirtioBlkDevice,
+    VirtioConsoleDevice,
+    VirtioNetDevice,
+    VirtioRngDevice,
+    VmmConfig,
+)
 from vmm.devices.base import Device
+from vmm.devices.chardev_basic import NullBackend
 from vmm.devices.irq import SetLevel
 from vmm.devices.net.unplugged import Unplugged
 from vmm.devices.virtio.blk import VirtioBlk
 from vmm.devices.virtio.blk_state import BlkState
+from vmm.devices.virtio.console import ConsoleState, VirtioConsole
 from vmm.devices.virtio.device import VirtioDevice
 from vmm.devices.virtio.memory import GuestMemory
 from vmm.devices.virtio.mmio import mmio_slot
@@ -31,13 +39,16 @@ def virtio_specs(config: VmmConfig) -> Iterator[DeviceSpec]:
 
     Raises ConfigError when there are more than the machine has pages and interrupt inputs for.
     """
-    numbers = {kind: count() for kind in (VirtioNetDevice, VirtioBlkDevice, VirtioRngDevice)}
+    kinds = (VirtioNetDevice, VirtioBlkDevice, VirtioRngDevice, VirtioConsoleDevice)
+    numbers = {kind: count() for kind in kinds}
     for slot, device in enumerate(config.virtio):
         number = next(numbers[type(device)])
         if isinstance(device, VirtioNetDevice):
             yield _net_spec(slot, number, device)
         elif isinstance(device, VirtioRngDevice):
             yield _rng_spec(slot, number)
+        elif isinstance(device, VirtioConsoleDevice):
+            yield _console_spec(slot, number, device)
         else:
             yield _blk_spec(slot, number, device)
 
@@ -77,6 +88,17 @@ def _rng_spec(slot: int, number: int) -> DeviceSpec:
         return VirtioRng(memory, set_irq, outside.loop.call_soon_threadsafe, name=name)
 
     return _mmio_device(slot, name, RngState, make)
+
+
+def _console_spec(slot: int, number: int, device: VirtioConsoleDevice) -> DeviceSpec:
+    name = f"virtio-console{number}"
+
+    def make(outside: Outside, memory: GuestMemory, set_irq: SetLevel) -> VirtioDevice:
+        chardev = device.chardev
+        backend = NullBackend(name) if chardev is None else outside.chardevs[chardev]
+        return VirtioConsole(backend, memory, set_irq, outside.loop.call_soon_threadsafe, name=name)
+
+    return _mmio_device(slot, name, ConsoleState, make)
 
 
 def _mmio_device(slot: int, name: str, state_type: type[VmState], make: Make) -> DeviceSpec:

@@ -15,10 +15,12 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
+from tests.framework.fake_char import FakeChar
 from tests.framework.fake_net import FakeNet
 from tests.framework.virtio_driver import Deferred, Driver, FakeRam, Line, QueueDriver, rig
 from vmm.devices.virtio.blk import VirtioBlk
 from vmm.devices.virtio.blk_image import RawImage
+from vmm.devices.virtio.console import VirtioConsole
 from vmm.devices.virtio.device import VirtioDevice
 from vmm.devices.virtio.memory import GuestMemory
 from vmm.devices.virtio.net import VirtioNet
@@ -74,11 +76,25 @@ def _rng() -> Iterator[Make]:
     yield VirtioRng
 
 
+def _console(accepts: int | None) -> Callable[[], Iterator[Make]]:
+    def made() -> Iterator[Make]:
+        def make(memory: GuestMemory, line: Line, loop: Deferred) -> VirtioDevice:
+            backend = FakeChar()
+            backend.accepts = accepts
+            return VirtioConsole(backend, memory, line, loop)
+
+        yield make
+
+    return made
+
+
 CASES = (
     VirtioCase("net", _net(FakeNet)),
     VirtioCase("net, tap with header", _net(lambda: FakeNet(12, ALL_OFFLOADS))),
     VirtioCase("net, full tap", _net(_blocked)),
     VirtioCase("rng", _rng),
+    VirtioCase("console", _console(None)),
+    VirtioCase("console, client that does not read", _console(0)),
     VirtioCase("blk", _disk(read_only=False)),
     VirtioCase("blk, read-only", _disk(read_only=True)),
 )
@@ -123,7 +139,11 @@ def used_part(ram: FakeRam, queue: QueueDriver) -> bytes:
 
 
 def something_arrives(device: VirtioDevice, number: int) -> None:
-    """What can happen to this device from outside: frames of several sizes."""
+    """What can happen to this device from outside: frames or keys in several sizes."""
+    if isinstance(device, VirtioConsole):
+        keyboard = device._backend
+        assert isinstance(keyboard, FakeChar)
+        keyboard.feed(b"x" * (1, 80, 5000)[number % 3])
     if isinstance(device, VirtioNet):
         backend = device._backend
         assert isinstance(backend, FakeNet)

@@ -15,6 +15,7 @@ from vmm.devices.debug_exit import DebugExitState
 from vmm.devices.pc_ports import PcPortsState
 from vmm.devices.serial_state import SerialState
 from vmm.devices.virtio.blk_state import BlkState
+from vmm.devices.virtio.console import ConsoleState
 from vmm.devices.virtio.net_state import NetState, RxFilter
 from vmm.devices.virtio.rng import RngState
 from vmm.devices.virtio.virtio_state import QueueState, TransportState
@@ -80,5 +81,6 @@ _STATES: tuple[VmState, ...] = (
         held_frame=b"a frame",
     ),
     RngState(transport=_TRANSPORT),
+    ConsoleState(transport=_TRANSPORT, backlog=b"out", unread=b"in", dropped_bytes=3),
 )
 STATES: Mapping[str, VmState] = {state.NAME: state for state in _STATES}

@@ -24,6 +24,7 @@ from vmm.config import (
     Monitor,
     SandboxOptions,
     TapNetdev,
+    VirtioConsoleDevice,
     VirtioDevice,
     VirtioNetDevice,
     VmmConfig,
@@ -61,6 +62,7 @@ class ConfigBuilder:
     netdevs: dict[str, TapNetdev] = field(default_factory=dict)
     drives: dict[str, Drive] = field(default_factory=dict)
     virtio: list[VirtioDevice] = field(default_factory=list)
+    used_consoles: set[int] = field(default_factory=set)  # places in `virtio` with a virtconsole
     floppy: FloppyImage | None = None
     kernel: Path | None = None
     initrd: Path | None = None
@@ -187,6 +189,11 @@ class ConfigBuilder:
             *((name, "a serial port") for name in self.serials),
             *((monitor.chardev, "a monitor") for monitor in self.monitors),
             *((console.chardev, "a debug console") for console in self.debug_consoles),
+            *(
+                (device.chardev, "a virtio console")
+                for device in self.virtio
+                if isinstance(device, VirtioConsoleDevice) and device.chardev is not None
+            ),
         ]
         seen: dict[str, str] = {}
         for name, user in users:

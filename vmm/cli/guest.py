@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vmm.cli.builder import ConfigBuilder
+from vmm.cli.console import VIRTCONSOLE, VIRTIO_SERIAL, virtconsole, virtio_serial
 from vmm.cli.disk import VIRTIO_BLK, VIRTIO_RNG, virtio_blk, virtio_rng
 from vmm.cli.net import VIRTIO_NET, virtio_net
 from vmm.config import DebugConsoleDevice, DebugExitDevice, LoaderDevice
@@ -60,12 +61,14 @@ _DEVICES: Mapping[str, Object] = {
     "virtio-net-device": VIRTIO_NET,
     "virtio-blk-device": VIRTIO_BLK,
     "virtio-rng-device": VIRTIO_RNG,
+    "virtio-serial-device": VIRTIO_SERIAL,
+    "virtconsole": VIRTCONSOLE,
 }
 DEVICE_NAMES = tuple(_DEVICES)
 # The names of QEMU's PCI variants, and its short ones; here the same device is on virtio-mmio.
 _ALIASES = {
     f"virtio-{kind}{suffix}": f"virtio-{kind}-device"
-    for kind in ("net", "blk", "rng")
+    for kind in ("net", "blk", "rng", "serial")
     for suffix in ("", "-pci")
 }
 
@@ -164,4 +167,6 @@ _ADD: Mapping[str, Callable[[ConfigBuilder, dict[str, Any]], None]] = {
     "virtio-net-device": virtio_net,
     "virtio-blk-device": virtio_blk,
     "virtio-rng-device": virtio_rng,
+    "virtio-serial-device": virtio_serial,
+    "virtconsole": virtconsole,
 }

@@ -77,7 +77,7 @@ GROUPS: tuple[Group, ...] = (
             ),
             OptionSpec(
                 ("device",),
-                "virtio-net-device|virtio-blk-device|virtio-rng-device|loader|isa-…[,…]",
+                "virtio-{net|blk|rng|serial}-device|virtconsole|loader|isa-…[,…]",
                 guest.device,
                 "a device (-device help)",
             ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from vmm.config import (
     Drive,
     TapNetdev,
     VirtioBlkDevice,
+    VirtioConsoleDevice,
     VirtioNetDevice,
     VirtioRngDevice,
     VmmConfig,
@@ -126,3 +128,45 @@ def test_mistake_is_named(line: str, text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(line)
     assert text in str(caught.value)
+
+
+BUS = "-device virtio-serial-device"
+CHARDEVS = "-chardev null,id=c0 -chardev null,id=c1"
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (f"{BUS} -device virtconsole,chardev=c0", (VirtioConsoleDevice("c0"),)),
+        (f"{BUS},max_ports=1 -device virtconsole,chardev=c0,nr=0", (VirtioConsoleDevice("c0"),)),
+        (f"{BUS} -device virtconsole", (VirtioConsoleDevice(),)),
+        (
+            f"{BUS},id=a {BUS} -device virtconsole,chardev=c0 -device virtconsole,chardev=c1",
+            (VirtioConsoleDevice("c1", "a"), VirtioConsoleDevice("c0")),
+        ),
+        (
+            f"{BUS} {BUS},id=a -device virtconsole,chardev=c0,bus=virtio-serial-bus.0 "
+            "-device virtconsole,chardev=c1,bus=a.0",
+            (VirtioConsoleDevice("c0"), VirtioConsoleDevice("c1", "a")),
+        ),
+    ],
+)
+def test_console_is_the_port_of_a_bus(line: str, expected: tuple[VirtioConsoleDevice, ...]) -> None:
+    assert parse(f"{CHARDEVS} {line}").virtio == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("-device virtconsole,chardev=c0", "No 'virtio-serial-bus' bus found"),
+        (f"{BUS} -device virtconsole,bus=b.0", "Bus 'b.0' not found"),
+        (f"{BUS} -device virtconsole,chardev=x", "can't find value 'x'"),
+        (f"{BUS} -device virtconsole,nr=1", "Out-of-range port id specified, max. allowed: 0"),
+        (f"{BUS} -device virtconsole -device virtconsole", "Maximum port limit"),
+        (f"{BUS},max_ports=31", "max_ports=31 is not supported"),
+        (f"-serial chardev:c0 {BUS} -device virtconsole,chardev=c0", "and by a virtio console"),
+    ],
+)
+def test_console_that_cannot_be_is_refused(line: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        parse(f"{CHARDEVS} {line}")
