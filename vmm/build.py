@@ -45,6 +45,7 @@ from vmm.devices.virtio.blk_image import RawImage
 from vmm.devicespec import DeviceSpec, GuestEvents, Outside, port_device
 from vmm.errors import ConfigError
 from vmm.machine import Machine, MachineParts
+from vmm.pcspecs import pc_specs
 from vmm.sandbox import confine_vcpu_thread
 from vmm.update.inventory import (
     LEASE_FD_NAME,
@@ -219,6 +220,8 @@ def _assemble(
 def _device_specs(config: VmmConfig) -> Iterator[DeviceSpec]:
     """Every device that `config` asks for: the one list that HELLO and the machine come from."""
     yield port_device("pc-ports", PcPortsState, lambda outside: PcPorts(outside.guest_reset))
+    if config.machine.kernel_irqchip:
+        yield from pc_specs()
     yield port_device("clock", ClockState, lambda _outside: Clock(config.vcpu_count))
     if len(config.serials) > len(COM_PORTS):
         raise ConfigError(

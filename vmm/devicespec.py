@@ -36,6 +36,10 @@ class GuestEvents(Protocol):
         """The guest asked for a reset."""
         ...
 
+    def guest_shutdown(self) -> None:
+        """The guest switched its machine off."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Outside:
@@ -57,6 +61,10 @@ class Outside:
     def guest_reset(self) -> None:
         """As `guest_exit`."""
         self.loop.call_soon_threadsafe(self.events.guest_reset)
+
+    def guest_shutdown(self) -> None:
+        """As `guest_exit`."""
+        self.loop.call_soon_threadsafe(self.events.guest_shutdown)
 
 
 @dataclass(frozen=True, slots=True)

@@ -294,6 +294,11 @@ class Vmm:
         if self.machine is not None and self.machine.running:
             self._reset(guest=True, reason="guest-reset")
 
+    def guest_shutdown(self) -> None:
+        """The guest switched its machine off (ACPI S5)."""
+        if self.machine is not None and self.machine.running:
+            self._guest_shutdown(reason="guest-shutdown")
+
     # ---- migration ------------------------------------------------------------------------------
 
     def deadlines(self) -> Deadlines:

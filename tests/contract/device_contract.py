@@ -18,11 +18,14 @@ from typing import Any
 from hypothesis import strategies as st
 
 from tests.framework.fake_char import FakeChar
+from vmm.devices.acpi_sleep import AcpiSleep
 from vmm.devices.base import PortDevice
 from vmm.devices.clock import Clock
 from vmm.devices.debug_console import DebugConsole
 from vmm.devices.debug_exit import DebugExit
+from vmm.devices.keyboard_controller import KeyboardController
 from vmm.devices.pc_ports import PcPorts
+from vmm.devices.rtc import Rtc
 from vmm.devices.serial import Serial
 
 SIZES = (1, 2, 4)
@@ -52,6 +55,9 @@ CASES = (
     DeviceCase("serial, blocked output", lambda: Serial(_blocked_char(), _ignore)),
     DeviceCase("clock", lambda: Clock(4)),
     DeviceCase("pc-ports", lambda: PcPorts(_ignore)),
+    DeviceCase("rtc", lambda: Rtc(lambda: 1_700_000_000.5)),
+    DeviceCase("i8042", lambda: KeyboardController(_ignore)),
+    DeviceCase("acpi-sleep", lambda: AcpiSleep(_ignore)),
     DeviceCase("debug-exit", lambda: DebugExit(0x501, 2, _ignore)),
     DeviceCase("debugcon", lambda: DebugConsole(FakeChar())),
     DeviceCase("debugcon, blocked output", lambda: DebugConsole(_blocked_char())),

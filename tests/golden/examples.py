@@ -9,10 +9,13 @@ from tests.unit.accel.test_x86_section import cpu
 from vmm.accel.kvm.chips import ClockState as KvmClockState
 from vmm.accel.kvm.chips import IrqchipState, PitState
 from vmm.accel.x86_section import CpuSection
+from vmm.devices.acpi_sleep import AcpiSleepState
 from vmm.devices.clock import ClockState
 from vmm.devices.debug_console import DebugConsoleState
 from vmm.devices.debug_exit import DebugExitState
+from vmm.devices.keyboard_controller import KeyboardControllerState
 from vmm.devices.pc_ports import PcPortsState
+from vmm.devices.rtc import RtcState
 from vmm.devices.serial_state import SerialState
 from vmm.devices.virtio.blk_state import BlkState
 from vmm.devices.virtio.console import ConsoleState
@@ -62,6 +65,9 @@ _STATES: tuple[VmState, ...] = (
     DebugConsoleState(backlog=b"unwritten", dropped_bytes=3),
     DebugExitState(),
     PcPortsState(post_code=0x55, port_a=0x02),
+    RtcState(index=0x0B, cmos=bytes(range(1, 129)), offset_s=-3600),
+    KeyboardControllerState(pending_command=0xD1),
+    AcpiSleepState(control=0x14),
     BlkState(transport=_TRANSPORT, capacity_sectors=2048),
     NetState(
         transport=_TRANSPORT,

@@ -50,6 +50,9 @@ class NoEvents:
     def guest_reset(self) -> None:
         raise AssertionError("the guest was reset")
 
+    def guest_shutdown(self) -> None:
+        raise AssertionError("the guest switched itself off")
+
 
 @pytest.mark.needs_kvm
 async def test_reset_puts_the_kernel_s_chips_back_to_power_on() -> None:
