@@ -3,7 +3,7 @@
 * A test says what it needs with a marker (`needs_kvm`, `needs_root`); without it, it is skipped.
 * With CI=true a skip is a failure unless a marked need is truly absent: CI installs what tests use,
   so any other skip hides something that was never tested.
-* `long` tests run only when asked for: `pytest -m long`, or by name.
+* `long` and `nested` tests run only when asked for: `pytest -m long`, or by name.
 """
 
 from __future__ import annotations
@@ -37,13 +37,17 @@ def socket_dir() -> Iterator[Path]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out `long` tests unless a marker expression or a test's own name asks for them."""
+    """Leave out `long` and `nested` tests unless a marker expression or a name asks for them."""
     if config.option.markexpr or any("::" in argument for argument in config.args):
         return
-    long_items = [item for item in items if item.get_closest_marker("long")]
+    long_items = [item for item in items if _is_long(item)]
     if long_items:
         config.hook.pytest_deselected(items=long_items)
-        items[:] = [item for item in items if not item.get_closest_marker("long")]
+        items[:] = [item for item in items if not _is_long(item)]
+
+
+def _is_long(item: pytest.Item) -> bool:
+    return any(item.get_closest_marker(name) for name in ("long", "nested"))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

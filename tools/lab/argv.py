@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 RAM_BACKEND_ID = "ram0"
 SERIAL_CHARDEV_ID = "serial0"
@@ -19,15 +20,45 @@ MACHINE = "cpr-1.0"
 HEARTBEAT_MS_DEFAULT = 20  # often enough to pace a drill, a few per cent of the guest's work
 
 
+class Guest(Protocol):
+    """What a machine runs, as far as every guest says it in the same way."""
+
+    @property
+    def ram_bytes(self) -> int:
+        """Size of RAM."""
+        ...
+
+    @property
+    def vcpu_count(self) -> int:
+        """Number of vCPUs."""
+        ...
+
+    @property
+    def prealloc(self) -> bool:
+        """Allocate and map all of RAM before the guest starts."""
+        ...
+
+    @property
+    def hugetlb(self) -> bool:
+        """RAM in huge pages."""
+        ...
+
+    @property
+    def append(self) -> str:
+        """Its command line."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class GuestSpec:
-    """The machine that every process of a chain is started with."""
+    """The built-in guest, in the machine that every process of a chain is started with."""
 
     ram_bytes: int
     vcpu_count: int = 1
     pages: int = 0  # working set of the built-in guest in 4 KiB pages; 0 = all RAM
     heartbeat_ms: int = HEARTBEAT_MS_DEFAULT
     prealloc: bool = False  # allocate and map all of RAM before the guest starts
+    hugetlb: bool = False
     network: str = ""  # further words of the command line: addresses and flows
 
     @property
@@ -71,7 +102,7 @@ class Incoming:
 
 def vmm_argv(
     build: Build,
-    guest: GuestSpec,
+    guest: Guest,
     *,
     name: str,
     qmp_fd: int,
@@ -86,9 +117,10 @@ def vmm_argv(
     if build.accel is not None:
         argv += ["-accel", build.accel]
     backend = f"memory-backend-memfd,id={RAM_BACKEND_ID},size={guest.ram_bytes},share=on"
+    backend += ",prealloc=on" * guest.prealloc + ",hugetlb=on" * guest.hugetlb
     argv += [
         "-object",
-        f"{backend},prealloc=on" if guest.prealloc else backend,
+        backend,
         "-m",
         f"size={guest.ram_bytes // (1 << 20)}M",
         "-smp",

@@ -19,7 +19,7 @@ from typing import Self
 
 from tools.lab.argv import (
     Build,
-    GuestSpec,
+    Guest,
     Incoming,
     SerialSocket,
     migrate_channels,
@@ -63,7 +63,7 @@ class Launcher:
 
     def __init__(
         self,
-        guest: GuestSpec,
+        guest: Guest,
         *,
         extra: Sequence[str] = (),
         first: ChildSetup = PLAIN_CHILD,

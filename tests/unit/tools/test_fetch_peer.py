@@ -82,4 +82,4 @@ def test_unpacked_peer_is_used_as_it_is(bin_dir: Path) -> None:
 
 
 def test_unknown_peer_is_a_usage_error(bin_dir: Path) -> None:
-    assert "usage: tools/fetch-peer qemu" in fetch(bin_dir, "xen").stderr
+    assert "usage: tools/fetch-peer qemu|linux" in fetch(bin_dir, "xen").stderr

@@ -1,0 +1,1 @@
+"""A Linux guest for the drill, and the rig that runs it where this machine cannot."""

@@ -1,0 +1,151 @@
+"""The lab's end of the agent's control connection: one word out, one line of JSON back.
+
+The agent connects from inside the guest to a listening socket in the pair's network namespace, so
+its connection is the event "Linux is up". Requests are short and synchronous, and none is in a
+measured path: the guest is never paused when one is made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+from tools.lab.deadlines import within
+from tools.lab.errors import CheckFailedError, DeadlineError, LabError
+from tools.lab.namespace import NetworkNamespace
+from vmm.boot.guest.net_report import FlowReport, NetLink, NetReport
+
+CONTROL_PORT = 7000
+BOOT_MS = 240_000  # a kernel that unpacks itself, on a processor that is emulated itself
+# A reply goes through the guest's own scheduler; nested and shared, that has taken seconds.
+REPLY_DEADLINE_S = 60.0
+# Both clocks of Linux come from one counter: they differ by what is between two calls.
+CLOCK_JUMP_MAX_NS = 2_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class AgentReport:
+    """What the agent saw; the gap and the drift since the report before, the rest since boot."""
+
+    ticks: int
+    longest_gap_ns: int  # of the ticker, CLOCK_MONOTONIC
+    longest_drift_ns: int  # CLOCK_REALTIME against CLOCK_MONOTONIC, within one tick
+    monotonic_backwards: int
+    realtime_backwards: int
+    blocks_written: int
+    disk_errors: int  # failed or read back wrong
+    flows: tuple[FlowReport, ...]
+    warnings: tuple[str, ...]  # the kernel's, level warning or worse
+
+    @classmethod
+    def parse(cls, line: bytes) -> AgentReport:
+        """Raises LabError when it is no report."""
+        try:
+            found = json.loads(line)
+            flows = tuple(_flow(flow) for flow in found.pop("flows"))
+            found["warnings"] = tuple(found["warnings"])
+            return cls(flows=flows, **found)
+        except (ValueError, TypeError, KeyError) as error:
+            raise LabError(f"the guest's agent sent {line[:200]!r}") from error
+
+    def net_report(self) -> NetReport:
+        """In the form in which the built-in guest reports; Linux's stack has no such counters."""
+        counters = dict.fromkeys(NetReport.__slots__[1:-1], 0)
+        return NetReport(link=NetLink.UP, flows=self.flows, **counters)
+
+
+def _flow(found: dict[str, Any]) -> FlowReport:
+    distinct = found["received"] - found["duplicated"]
+    return FlowReport(missing=max(0, found["next_sequence"] - distinct), sent=0, **found)
+
+
+class AgentLink:
+    """The control connection. Made by `listen` and `accept`; `close` must follow."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        self._peer: socket.socket | None = None
+        self._pending = b""
+
+    @classmethod
+    def listen(cls, namespace: NetworkNamespace, address: str) -> AgentLink:
+        """Listen where the agent will call. Raises LabError."""
+        listener = namespace.socket(socket.AF_INET, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((address, CONTROL_PORT))
+        listener.listen(1)
+        listener.setblocking(False)
+        return cls(listener)
+
+    async def accept(self) -> None:
+        """Wait until Linux is up; a guest that booted again calls again. Raises DeadlineError."""
+        loop = asyncio.get_running_loop()
+        peer, _ = await within(BOOT_MS, "the guest's agent calls", loop.sock_accept(self._listener))
+        if self._peer is not None:
+            self._peer.close()
+        peer.settimeout(REPLY_DEADLINE_S)
+        self._peer, self._pending = peer, b""
+
+    def ask(self, word: str) -> AgentReport:
+        """Send a request and read the report that answers it. Raises LabError, DeadlineError."""
+        self.tell(word)
+        while b"\n" not in self._pending:
+            assert self._peer is not None
+            try:
+                data = self._peer.recv(1 << 16)
+            except TimeoutError as error:
+                raise DeadlineError(
+                    f"the guest's agent did not answer {word!r} in {REPLY_DEADLINE_S:g} s"
+                ) from error
+            if not data:
+                raise LabError("the guest's agent hung up")
+            self._pending += data
+        line, _, self._pending = self._pending.partition(b"\n")
+        return AgentReport.parse(line)
+
+    def report(self) -> AgentReport:
+        """How the guest is; the longest gap begins anew."""
+        return self.ask("report")
+
+    def tell(self, word: str) -> None:
+        """Send a request that may have no answer (`poweroff`, `reboot`)."""
+        if self._peer is None:
+            raise LabError("the guest's agent has not called yet")
+        self._peer.sendall(f"{word}\n".encode())
+
+    def close(self) -> None:
+        """Hang up."""
+        self._listener.close()
+        if self._peer is not None:
+            self._peer.close()
+
+
+def check_report(before: AgentReport, now: AgentReport) -> None:
+    """Raise CheckFailedError when the guest did not go on as if nothing had happened."""
+    problems = [
+        text
+        for text, wrong in (
+            (f"the ticker stands at {now.ticks}", now.ticks <= before.ticks),
+            (
+                f"CLOCK_MONOTONIC went backwards {now.monotonic_backwards} times",
+                now.monotonic_backwards > 0,
+            ),
+            (
+                f"CLOCK_REALTIME went backwards {now.realtime_backwards} times",
+                now.realtime_backwards > 0,
+            ),
+            (
+                f"CLOCK_REALTIME jumped by {now.longest_drift_ns} ns",
+                now.longest_drift_ns > CLOCK_JUMP_MAX_NS,
+            ),
+            (f"{now.disk_errors} disk errors", now.disk_errors > 0),
+        )
+        if wrong
+    ]
+    new_warnings = now.warnings[len(before.warnings) :]
+    problems += [f"the kernel says: {warning}" for warning in new_warnings]
+    if problems:
+        raise CheckFailedError(f"Linux guest: {'; '.join(problems)}")

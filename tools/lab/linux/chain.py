@@ -1,0 +1,232 @@
+"""A chain of live updates under a Linux guest that works: TCP, ping, disk, clocks.
+
+After every update the guest itself says what it felt (see agentlink), and from outside: the streams
+are byte-exact, the disk holds what was written, the old process ended cleanly. At the end Linux
+switches its machine off, and the last process ends with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from tools.lab.argv import Build
+from tools.lab.deadlines import within
+from tools.lab.errors import CheckFailedError, LabError, LaunchError
+from tools.lab.launcher import Launched, Launcher
+from tools.lab.linux.agentlink import AgentLink, check_report
+from tools.lab.linux.disk import check_disk
+from tools.lab.linux.guest_spec import DISK_SIZE_BYTES, LinuxGuest
+from tools.lab.load import LoadSpec
+from tools.lab.load_ledger import LoadResult
+from tools.lab.process import VmmProcess
+from tools.lab.procfs import leaks
+from tools.lab.traffic import Traffic
+from tools.lab.update import live_update
+from vmm.boot.guest.net_report import NetReport
+
+NS_PER_MS = 1_000_000
+POWER_OFF_MS = 60_000  # Linux stops its devices first
+_CONSOLE_TAIL_BYTES = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class LinuxPlan:
+    """What to run."""
+
+    name: str
+    build: Build
+    kernel: Path
+    initrd: Path
+    ram_bytes: int
+    vcpu_count: int
+    count: int
+    load: LoadSpec
+    tick_ms: int = 1
+    hugetlb: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LinuxUpdate:
+    """One update as Linux and its clients saw it."""
+
+    number: int
+    longest_gap_ms: float  # of the ticker, from before `migrate` to after the last event
+    downtime_ms: float  # RESUME of new minus STOP of old
+    total_ms: float  # command to last event
+
+
+@dataclass(frozen=True, slots=True)
+class LinuxResult:
+    """A whole chain."""
+
+    name: str
+    planned: int
+    boot_warnings: int  # before the first update; nothing of ours
+    updates: tuple[LinuxUpdate, ...]
+    blocks_written: int
+    baseline: LoadResult | None
+    ledger: LoadResult | None
+    failure: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Every update happened and every check held."""
+        return self.failure is None and len(self.updates) == self.planned
+
+
+OnUpdate = Callable[[LinuxUpdate], None]
+
+
+async def run_linux_chain(plan: LinuxPlan, on_update: OnUpdate) -> LinuxResult:
+    """Run the whole chain; a failure is part of the result, not an exception."""
+    failure: str | None = None
+    with contextlib.ExitStack() as stack:
+        traffic = Traffic.prepare(plan.load, stack)
+        chain = LinuxChain(plan, traffic)
+        try:
+            async with chain.booted(stack) as first:
+                await chain.run(first, on_update)
+        except LabError as error:
+            failure = f"{chain.where}: {error}{chain.console_tail()}"
+        finally:
+            await traffic.end()
+    return LinuxResult(
+        name=plan.name,
+        planned=plan.count,
+        boot_warnings=chain.boot_warnings,
+        updates=tuple(chain.updates),
+        blocks_written=chain.blocks_written,
+        baseline=traffic.baseline,
+        ledger=traffic.ledger,
+        failure=failure,
+    )
+
+
+@dataclass(slots=True)
+class LinuxChain:
+    """The state of a running chain."""
+
+    plan: LinuxPlan
+    traffic: Traffic
+    updates: list[LinuxUpdate] = field(default_factory=list)
+    boot_warnings: int = 0
+    blocks_written: int = 0
+    where: str = "boot"
+    _files: Path = field(init=False)
+    _link: AgentLink = field(init=False)
+    _launcher: Launcher = field(init=False)
+
+    @contextlib.asynccontextmanager
+    async def booted(self, stack: contextlib.ExitStack) -> AsyncIterator[Launched]:
+        """Boot Linux and wait for its agent; everything has ended when the context is left."""
+        plan, nic = self.plan, self.traffic.nic
+        self._files = Path(stack.enter_context(TemporaryDirectory(prefix="cpr-linux-")))
+        self._disk.touch()
+        os.truncate(self._disk, DISK_SIZE_BYTES)
+        self._link = AgentLink.listen(self.traffic.namespace, nic.host_address)
+        stack.callback(self._link.close)
+        guest = LinuxGuest(
+            kernel=plan.kernel,
+            initrd=plan.initrd,
+            ram_bytes=plan.ram_bytes,
+            vcpu_count=plan.vcpu_count,
+            nic=nic,
+            tick_ms=plan.tick_ms,
+            hugetlb=plan.hugetlb,
+        )
+        extra = guest.argv(self._disk, self._console)
+        async with Launcher(guest, extra=extra, first=self.traffic.child) as self._launcher:
+            first = await self._launcher.start_plain(plan.build)
+            await _unless_it_ends(first.process, self._link.accept())
+            yield first
+
+    async def run(self, current: Launched, on_update: OnUpdate) -> None:
+        """All updates under load, then the end of the guest."""
+        at_boot = self._link.report()
+        self.boot_warnings = len(at_boot.warnings)
+        self.where = "the load without updates"
+        await self.traffic.start(self.net_report)
+        for number in range(1, self.plan.count + 1):
+            self.where = f"update {number}"
+            current, update = await self.update(number, current)
+            self.updates.append(update)
+            on_update(update)
+        self.where = "the load over all updates"
+        await self.traffic.stop(self.net_report)
+        self.where = "the end"
+        await self.power_off(current)
+
+    async def update(self, number: int, old: Launched) -> tuple[Launched, LinuxUpdate]:
+        """One update with all its checks; `old` has ended when it returns."""
+        new = await self._launcher.start_successor(self.plan.build)
+        before = self._link.report()
+        counters = old.process.counters()
+        result = await live_update(old.process, new.process, new.sockets.migrate_arguments())
+        after = self._link.report()
+        check_report(before, after)
+        if kept := leaks(counters, old.process.counters()):
+            raise CheckFailedError(f"the old process kept: {'; '.join(kept)}")
+        if (status := await old.process.quit()) != 0:
+            raise CheckFailedError(f"{old.process.name}: exit status {status} after quit")
+        return new, LinuxUpdate(
+            number=number,
+            longest_gap_ms=after.longest_gap_ns / NS_PER_MS,
+            downtime_ms=result.downtime_ns / NS_PER_MS,
+            total_ms=result.total_ns / NS_PER_MS,
+        )
+
+    async def power_off(self, last: Launched) -> None:
+        """Check the disk, then let Linux switch itself off, and its process end by itself."""
+        stopped = self._link.ask("stop-disk")
+        self.blocks_written = stopped.blocks_written
+        check_disk(self._disk, stopped.blocks_written)
+        last.process.forget_events()
+        self._link.tell("poweroff")
+        process = last.process
+        status = await within(POWER_OFF_MS, "the process ends with Linux", process.wait_exit())
+        if status != 0:
+            raise CheckFailedError(f"{process.name}: exit status {status} after Linux's power-off")
+        await process.hang_up()
+
+    def net_report(self) -> NetReport:
+        """The agent's counts, for the ledger."""
+        return self._link.report().net_report()
+
+    def console_tail(self) -> str:
+        """The end of what Linux said on its console, for a failure."""
+        with contextlib.suppress(OSError):
+            tail = self._console.read_bytes()[-_CONSOLE_TAIL_BYTES:].decode(errors="replace")
+            return f"; the console ends with:\n{tail}"
+        return ""
+
+    @property
+    def _disk(self) -> Path:
+        return self._files / "disk"
+
+    @property
+    def _console(self) -> Path:
+        return self._files / "console"
+
+
+async def _unless_it_ends(process: VmmProcess, event: Coroutine[Any, Any, None]) -> None:
+    """Wait for `event`; raises LaunchError when the process ends before it."""
+    waiting = asyncio.ensure_future(event)
+    ended = asyncio.ensure_future(process.wait_exit())
+    try:
+        await asyncio.wait((waiting, ended), return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
+            raise LaunchError(
+                f"{process.name} ended with status {ended.result()}: {process.log_tail()}"
+            )
+        waiting.result()
+    finally:
+        for task in (waiting, ended):
+            task.cancel()
+        await asyncio.gather(waiting, ended, return_exceptions=True)

@@ -1,0 +1,67 @@
+"""The initramfs of the drill's Linux guest: busybox, the virtio modules, and the load agent.
+
+Its sources are in `guest/`: `init` (shell) and `agent.c`, compiled here with the system's compiler.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from importlib import resources
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tools.lab.errors import LabError
+from tools.lab.linux.cpio import Entry, archive
+from tools.lab.linux.kernels import Kernel
+
+GUEST_MODULES = ("virtio_mmio", "virtio_net", "virtio_blk", "virtio_rng")
+_COMPILE = ("gcc", "-static", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread")
+COMPILE_DEADLINE_S = 120.0
+_CONSOLE = Entry.char_device("dev/console", 5, 1)  # init's first output, before devtmpfs
+
+
+def guest_initramfs(kernel: Kernel) -> bytes:
+    """A cpio archive for `kernel`. Raises LabError when something to build it from is missing."""
+    modules = kernel.modules(GUEST_MODULES)
+    entries = [
+        _CONSOLE,
+        Entry.file("init", _source("init"), executable=True),
+        Entry.file("agent", compile_agent(), executable=True),
+        busybox(kernel.root),
+        Entry.file("modules/order", "\n".join(f"{name}.ko" for name in modules).encode()),
+        *(Entry.file(f"modules/{name}.ko", data) for name, data in modules.items()),
+    ]
+    return archive(entries)
+
+
+def busybox(root: Path) -> Entry:
+    """The static busybox unpacked beside the kernels."""
+    path = root / "bin" / "busybox"
+    try:
+        return Entry.file("bin/busybox", path.read_bytes(), executable=True)
+    except OSError as error:
+        raise LabError(f"no static busybox at {path}: {error.strerror}") from error
+
+
+def compile_agent() -> bytes:
+    """The static executable of agent.c. Raises LabError with the compiler's words."""
+    with TemporaryDirectory(prefix="cpr-agent-") as folder:
+        source, program = Path(folder) / "agent.c", Path(folder) / "agent"
+        source.write_bytes(_source("agent.c"))
+        try:
+            done = subprocess.run(
+                [*_COMPILE, "-o", program, source],
+                capture_output=True,
+                text=True,
+                timeout=COMPILE_DEADLINE_S,
+                check=False,
+            )
+        except FileNotFoundError as error:
+            raise LabError("the Linux guest's agent needs gcc to be compiled") from error
+        if done.returncode != 0:
+            raise LabError(f"the Linux guest's agent does not compile: {done.stderr.strip()}")
+        return program.read_bytes()
+
+
+def _source(name: str) -> bytes:
+    return resources.files("tools.lab.linux").joinpath("guest", name).read_bytes()

@@ -1,0 +1,85 @@
+"""What runs in the rig's L1, and where /dev/kvm runs Linux by itself: cases in, reports out.
+
+    python -m tools.lab.linux.inside <cases.json
+
+Each case is one JSON object, each report one line `RIG {…}` on standard output. The values of a
+case are the fields of `Case`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tools.lab.argv import Build
+from tools.lab.linux.chain import LinuxPlan, LinuxResult, run_linux_chain
+from tools.lab.load import parse_load
+from tools.lab.options import own_vmm
+
+GUESTS = Path("/guests")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One chain: which guest, and what is done to it."""
+
+    name: str
+    kernel: str  # its version
+    image: str  # "bzImage" or "vmlinux"
+    ram_mib: int
+    vcpu_count: int
+    count: int  # of updates
+    load: str = "tcp=2,ping"
+    tick_ms: int = 10  # each tick costs an emulated processor some 0.3 ms
+    hugetlb: bool = False
+
+    def plan(self, guests: Path) -> LinuxPlan:
+        """As the chain takes it; kernels are under `guests`/VERSION."""
+        folder = guests / self.kernel
+        return LinuxPlan(
+            name=self.name,
+            build=Build(own_vmm(), "kvm"),
+            kernel=folder / self.image,
+            initrd=folder / "initrd",
+            ram_bytes=self.ram_mib << 20,
+            vcpu_count=self.vcpu_count,
+            count=self.count,
+            load=parse_load(self.load),
+            tick_ms=self.tick_ms,
+            hugetlb=self.hugetlb,
+        )
+
+
+def report_of(result: LinuxResult) -> dict[str, Any]:
+    """As JSON values."""
+    ledger = result.ledger
+    return {
+        **{name: getattr(result, name) for name in ("name", "planned", "passed", "failure")},
+        "boot_warnings": result.boot_warnings,
+        "blocks_written": result.blocks_written,
+        "updates": [dataclasses.asdict(update) for update in result.updates],
+        "ledger": None if ledger is None else ledger.summary(),
+        "streams": 0 if ledger is None else sum(stream.clean for stream in ledger.streams),
+    }
+
+
+def main() -> None:
+    """See the module's text."""
+    for values in json.load(sys.stdin):
+        case = Case(**values)
+        print(f"case {case.name}", flush=True)
+        result = asyncio.run(run_linux_chain(case.plan(GUESTS), _tell))
+        print(f"RIG {json.dumps(report_of(result))}", flush=True)
+
+
+def _tell(update: object) -> None:
+    print(update, flush=True)
+
+
+if __name__ == "__main__":
+    main()

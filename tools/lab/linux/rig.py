@@ -1,0 +1,206 @@
+"""The nested rig: Linux guests of our VMM on a machine whose own KVM cannot run them.
+
+L0 is this machine. L1 is a distribution kernel in QEMU (software CPU with AMD's SVM), with this
+Python and this checkout in its initramfs. L2 are the guests that our VMM runs there. L1 runs
+`tools.lab.linux.inside` and reports each case as one line; everything goes through one serial port.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import shlex
+import sys
+import sysconfig
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from tempfile import NamedTemporaryFile, TemporaryDirectory
+from typing import Any
+
+from tools.lab.deadlines import within
+from tools.lab.errors import LabError
+from tools.lab.linux.cpio import Entry, archive
+from tools.lab.linux.initramfs import busybox, guest_initramfs
+from tools.lab.linux.kernels import Kernel
+from tools.lab.linux.pythonbox import PROJECT, SITE, interpreter, project_files, python_files
+from tools.lab.linux.vmlinux import vmlinux
+
+_PROJECT_ROOT = Path(__file__).parents[3]
+L1_RAM_MIB = 3072
+L1_MODULES = ("kvm_amd", "tun")
+# From the start of QEMU to the first line of the lab in L1; some 10 s on a quiet machine.
+L1_BOOT_MS = 180_000
+CASE_MS = 240_000
+REPORT_PREFIX = "RIG "
+_LINE_MAX_BYTES = 1 << 20
+_TAIL_LINES = 30
+_COMMAND_LINE = (
+    "console=ttyS0 quiet panic=-1 nokaslr mitigations=off tsc=reliable random.trust_cpu=1"
+)
+_INIT = """#!/bin/busybox sh
+/bin/busybox mkdir -p /dev /proc /sys /tmp /run /root
+/bin/busybox mount -t devtmpfs dev /dev
+/bin/busybox mount -t proc proc /proc
+/bin/busybox mount -t sysfs sys /sys
+for module in $(/bin/busybox cat /modules/order); do /bin/busybox insmod "/modules/$module"; done
+/bin/busybox ip link set lo up
+echo {huge_pages} >/proc/sys/vm/nr_hugepages
+/bin/busybox dmesg -n 1
+export PATH=/bin HOME=/root TMPDIR=/tmp PYTHONPATH=/{project}:/{site}
+{python} -m tools.lab.linux.inside </cases.json 2>&1
+/bin/busybox poweroff -f
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class RigPlan:
+    """What L1 is made of, and the cases (JSON values, see inside.py) that it runs."""
+
+    qemu: Path
+    l1_kernel: Kernel
+    guests: tuple[Kernel, ...]
+    cases: tuple[dict[str, Any], ...]
+    huge_pages: int = 0
+
+
+def cache_folder() -> Path:
+    """Where what is slow to build is kept between runs."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "cpr-vmm" / "rig"
+
+
+class Rig:
+    """A booted L1, read line by line."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self._tail: list[str] = []
+
+    async def next_report(self, deadline_ms: int = CASE_MS) -> dict[str, Any]:
+        """The next report of a case. Raises LabError when L1 ends, DeadlineError."""
+        return await within(deadline_ms, f"rig: a report; {self.tail()}", self._read())
+
+    async def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        while line := (await self._process.stdout.readline()).decode(errors="replace"):
+            start = line.find(REPORT_PREFIX)
+            if start >= 0:
+                report: dict[str, Any] = json.loads(line[start + len(REPORT_PREFIX) :])
+                return report
+            self._tail = [*self._tail[-_TAIL_LINES:], line.rstrip()]
+        raise LabError(f"rig: L1 ended before the report; {self.tail()}")
+
+    def tail(self) -> str:
+        """What L1 said last."""
+        return "its last lines:\n" + "\n".join(self._tail)
+
+
+@asynccontextmanager
+async def running_rig(plan: RigPlan) -> AsyncIterator[Rig]:
+    """Boot L1; QEMU has ended when the context is left. Raises LabError."""
+    with TemporaryDirectory(prefix="cpr-rig-") as folder:
+        kernel, initrd = Path(folder) / "vmlinux", Path(folder) / "initrd"
+        kernel.write_bytes(vmlinux(plan.l1_kernel))
+        initrd.write_bytes(b"".join(_segments(plan)))
+        process = await asyncio.create_subprocess_exec(
+            *_qemu_argv(plan.qemu, kernel, initrd),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            limit=_LINE_MAX_BYTES,
+        )
+        try:
+            yield Rig(process)
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+
+
+def _qemu_argv(qemu: Path, kernel: Path, initrd: Path) -> Sequence[str]:
+    return (
+        str(qemu),
+        *("-M", "q35,hpet=off,smbus=off,sata=off", "-accel", "tcg,thread=multi,tb-size=512"),
+        *("-cpu", "EPYC,+svm", "-smp", "2", "-m", str(L1_RAM_MIB)),
+        *("-nodefaults", "-no-user-config", "-nographic", "-no-reboot"),
+        *("-serial", "stdio", "-net", "none"),
+        *("-kernel", str(kernel), "-initrd", str(initrd), "-append", _COMMAND_LINE),
+    )
+
+
+def _segments(plan: RigPlan) -> list[bytes]:
+    """The parts of L1's initramfs: what changes last comes last and is built each time."""
+    guests = [_cached(f"guest-{k.version}", _guest_stamp(), _guest_files(k)) for k in plan.guests]
+    return [_cached("python", _python_stamp(), python_files), *guests, archive(_l1_files(plan))]
+
+
+def _l1_files(plan: RigPlan) -> list[Entry]:
+    """L1's own init, the checkout and the cases."""
+    modules = plan.l1_kernel.modules(L1_MODULES)
+    init = _INIT.format(
+        huge_pages=plan.huge_pages, project=PROJECT, site=SITE, python=shlex.quote(interpreter())
+    )
+    return [
+        Entry.char_device("dev/console", 5, 1),
+        Entry.file("init", init.encode(), executable=True),
+        busybox(plan.l1_kernel.root),
+        Entry.link("bin/sh", "busybox"),
+        Entry.file("modules/order", "\n".join(f"{name}.ko" for name in modules).encode()),
+        *(Entry.file(f"modules/{name}.ko", data) for name, data in modules.items()),
+        *project_files(_PROJECT_ROOT),
+        Entry.file("cases.json", json.dumps(plan.cases).encode()),
+    ]
+
+
+def _guest_files(kernel: Kernel) -> Callable[[], Iterable[Entry]]:
+    """A guest's kernel in both forms, and its initramfs, under guests/VERSION."""
+
+    def files() -> Iterable[Entry]:
+        folder = f"guests/{kernel.version}"
+        yield Entry.file(f"{folder}/bzImage", kernel.image.read_bytes())
+        yield Entry.file(f"{folder}/vmlinux", vmlinux(kernel))
+        yield Entry.file(f"{folder}/initrd", guest_initramfs(kernel))
+
+    return files
+
+
+def _python_stamp() -> str:
+    """Changes with the interpreter and with any installed package."""
+    site = Path(sysconfig.get_path("purelib"))
+    packages = sorted(path.name for path in site.glob("*.dist-info"))
+    return _digest(sys.version, interpreter(), *packages, _text_of("pythonbox.py"))
+
+
+def _guest_stamp() -> str:
+    """Changes with the sources of the guest's initramfs."""
+    names = ("guest/init", "guest/agent.c", "initramfs.py")
+    return _digest(*(_text_of(name) for name in names))
+
+
+def _text_of(name: str) -> str:
+    return resources.files("tools.lab.linux").joinpath(name).read_text()
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+
+
+def _cached(name: str, stamp: str, entries: Callable[[], Iterable[Entry]]) -> bytes:
+    """The archive of this name and stamp; an older one of the same name is replaced."""
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}-{stamp}.cpio"
+    if path.exists():
+        return path.read_bytes()
+    content = archive(entries())
+    for old in folder.glob(f"{name}-*.cpio"):
+        old.unlink(missing_ok=True)
+    with NamedTemporaryFile(dir=folder, delete=False) as file:
+        file.write(content)
+    Path(file.name).rename(path)  # whole or not at all
+    return content
