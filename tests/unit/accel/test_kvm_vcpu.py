@@ -164,6 +164,16 @@ def test_msrs_outside_the_list_that_other_fields_hold_are_accepted(rig: Rig) -> 
     assert (after.msrs, after.control) == (reset.msrs, reset.control)
 
 
+def test_a_counter_of_hyper_v_is_no_state_and_may_come_from_elsewhere(rig: Rig) -> None:
+    vcpu = kvm_vcpu(rig)
+    reset = vcpu.save()
+    assert not any(0x4000_0000 <= index < 0x4000_0200 for index in reset.msrs)
+
+    vcpu.load(replace(reset, msrs={**reset.msrs, 0x4000_0010: 123}))  # VP_RUNTIME
+
+    assert vcpu.save().msrs == reset.msrs
+
+
 def test_access_that_a_device_fails_does_not_leak_into_the_next_state(rig: Rig) -> None:
     rig.memory.write(CODE, READ_PORT_64)
     vcpu = kvm_vcpu(rig)

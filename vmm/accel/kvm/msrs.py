@@ -25,8 +25,13 @@ _MSR_GS_BASE = 0xC000_0101
 # a state must not touch RAM, which may still belong to another process.
 _COMMANDS = frozenset({0x11, 0x4B56_4D00})
 
+# Hyper-V's interface (TLFS, appendix F), which no guest of ours is shown. Some of it counts time:
+# now and then two readings agree, and such an MSR would be taken for state by one process and not
+# by its successor.
+_HYPER_V = frozenset(range(0x4000_0000, 0x4000_0200))
+
 # Other fields of CpuState hold these; a state from elsewhere may have them here as well.
-NOT_MSR_STATE = frozenset({MSR_TSC, _MSR_APIC_BASE, _MSR_EFER, _MSR_FS_BASE, _MSR_GS_BASE})
+NOT_MSR_STATE = _HYPER_V | {MSR_TSC, _MSR_APIC_BASE, _MSR_EFER, _MSR_FS_BASE, _MSR_GS_BASE}
 
 _NAMES = {
     0x174: "SYSENTER_CS",
