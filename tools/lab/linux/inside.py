@@ -34,7 +34,7 @@ class Case:
     ram_mib: int
     vcpu_count: int
     count: int  # of updates
-    load: str = "tcp=2,ping"
+    load: str = "tcp=2,udp=20"
     tick_ms: int = 10  # each tick costs an emulated processor some 0.3 ms
     hugetlb: bool = False
 
