@@ -28,6 +28,7 @@ def _cases(old: Kernel, new: Kernel) -> tuple[dict[str, Any], ...]:
             "ram_mib": 256,
             "vcpu_count": 2,
             "count": 10,
+            "load": "tcp=1,udp=5",  # more, and the answers pile up: two emulated vCPUs carry little
         },
         {
             "name": "1 vCPU, 128 MiB, vmlinux",
@@ -54,5 +55,5 @@ async def test_linux_works_on_over_live_updates() -> None:
             assert report["failure"] is None
             assert report["name"] == case["name"]
             assert len(report["updates"]) == case["count"]
-            assert report["streams"] == 2
+            assert report["streams"] == (1 if "load" in case else 2)
             assert report["blocks_written"] > 0
