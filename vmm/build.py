@@ -29,6 +29,7 @@ from vmm.config import (
     MemoryBackend,
     TapNetdev,
     VmmConfig,
+    device_chardevs,
 )
 from vmm.devices.base import PortDevice
 from vmm.devices.bus import SystemBus
@@ -296,8 +297,8 @@ def _vm_options(config: VmmConfig) -> VmOptions:
 
 def _device_chardevs(config: VmmConfig) -> tuple[Chardev, ...]:
     """The chardevs that devices use; those of monitors belong to the monitor server."""
-    used = [*config.serials, *(console.chardev for console in config.debug_consoles)]
-    used += config.console_chardevs()
+    users = device_chardevs(config.serials, config.debug_consoles, config.virtio)
+    used = [name for name, _user in users]
     by_id = {chardev.id: chardev for chardev in config.chardevs}
     for name in used:
         if name not in by_id:

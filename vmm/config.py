@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
@@ -171,6 +171,21 @@ class VirtioConsoleDevice:
 VirtioDevice = VirtioNetDevice | VirtioRngDevice | VirtioBlkDevice | VirtioConsoleDevice
 
 
+def device_chardevs(
+    serials: Iterable[str],
+    debug_consoles: Iterable[DebugConsoleDevice],
+    virtio: Iterable[VirtioDevice],
+) -> Iterator[tuple[str, str]]:
+    """Every chardev that a device has, with what the device is called in messages."""
+    for chardev in serials:
+        yield chardev, "a serial port"
+    for debug_console in debug_consoles:
+        yield debug_console.chardev, "a debug console"
+    for device in virtio:
+        if isinstance(device, VirtioConsoleDevice) and device.chardev is not None:
+            yield device.chardev, "a virtio console"
+
+
 @dataclass(frozen=True, slots=True)
 class FloppyImage:
     """`-drive if=floppy,format=raw,file=`: only its boot sector is used, loaded at 0x7c00."""
@@ -306,11 +321,6 @@ class VmmConfig:
     timestamps: bool = False  # -msg timestamp=on
     migration_globals: Mapping[str, str] = field(default_factory=dict)  # -global migration.X=Y
     warnings: tuple[str, ...] = ()  # one line each, printed at start
-
-    def console_chardevs(self) -> tuple[str, ...]:
-        """The chardevs that a virtio console has, in the order of the devices."""
-        consoles = (d.chardev for d in self.virtio if isinstance(d, VirtioConsoleDevice))
-        return tuple(chardev for chardev in consoles if chardev is not None)
 
     def used_drives(self) -> tuple[Drive, ...]:
         """The drives that have a disk device."""

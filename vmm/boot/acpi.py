@@ -13,16 +13,13 @@ from dataclasses import dataclass
 
 from vmm.boot import aml
 from vmm.devices.acpi_sleep import SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT, SOFT_OFF_TYPE
-from vmm.devices.keyboard_controller import COMMAND_PORT
+from vmm.devices.keyboard_controller import COMMAND_PORT, PULSE_RESET
 from vmm.devices.rtc import RTC_PORTS
 from vmm.devices.serial import COM_PORTS
 from vmm.devices.virtio.mmio import mmio_slot
 
 # In the window that a BIOS uses, where an operating system also finds the RSDP by itself.
 TABLES_ADDRESS = 0xE_0000
-TABLES_SIZE_MAX_BYTES = 0x2_0000  # up to 1 MiB
-
-_RESET_VALUE = 0xFE  # the keyboard controller's pulse on the reset line
 
 _OEM_ID, _OEM_TABLE_ID = b"CPRVMM", b"CPR-1.0 "
 _CREATOR = b"CPRV"
@@ -117,7 +114,7 @@ def _fadt(dsdt: int) -> bytes:
     put(40, struct.pack("<I", dsdt))
     put(109, struct.pack("<H", _BOOT_NO_VGA))
     put(112, struct.pack("<I", flags))
-    put(116, _generic_address(COMMAND_PORT) + bytes([_RESET_VALUE]))
+    put(116, _generic_address(COMMAND_PORT) + bytes([PULSE_RESET]))
     put(131, bytes([_FADT_MINOR]))
     put(140, struct.pack("<Q", dsdt))
     put(244, _generic_address(SLEEP_CONTROL_PORT) + _generic_address(SLEEP_STATUS_PORT))

@@ -29,14 +29,18 @@ from dataclasses import dataclass
 
 from guestram.layout import PC_HOLE_END, PC_HOLE_START
 from vmm.accel.x86_state import CpuState
-from vmm.boot.cpumodes import flat_mode, gdt, identity_page_tables, long_mode
+from vmm.boot.cpumodes import (
+    GDT_ADDRESS,
+    PAGE_TABLES_ADDRESS,
+    enter_mode,
+    gdt,
+    identity_page_tables,
+)
 from vmm.boot.plan import BootPiece
 from vmm.errors import BootError
 
-GDT_ADDRESS = 0x1000
 BOOT_INFO_ADDRESS = 0x2000
 COMMAND_LINE_ADDRESS = 0x3000
-PAGE_TABLES_ADDRESS = 0x1_0000
 STACKS_ADDRESS = 0x6_0000
 STACK_SIZE_BYTES = 0x1000
 IMAGE_ADDRESS = 0x10_0000
@@ -62,14 +66,13 @@ class DirectStart:
 
     def apply(self, index: int, base: CpuState) -> CpuState:
         """See the module's text for the registers."""
-        enter = long_mode if self.bits == 64 else flat_mode
         registers = {
             "rip": self.entry,
             "rdi": BOOT_INFO_ADDRESS,
             "rsi": index,
             "rsp": STACKS_ADDRESS + (index + 1) * STACK_SIZE_BYTES,
         }
-        return enter(base, registers, GDT_ADDRESS, PAGE_TABLES_ADDRESS)
+        return enter_mode(base, self.bits, registers)
 
 
 def direct_boot_pieces(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from vmm.errors import BootError
@@ -27,7 +28,6 @@ _HEADER_64 = struct.Struct("<HHIQQQIHHH")
 # 32-bit: type offset vaddr paddr filesz memsz; 64-bit has flags after type.
 _SEGMENT_32 = struct.Struct("<IIIIII8x")
 _SEGMENT_64 = struct.Struct("<I4xQQQQQ8x")
-_FILE_OFFSET_MAX = 1 << 62  # what pread takes
 _SEGMENTS_MAX = 64  # a guest image has a handful; the field allows 65535
 _XEN_NOTE_OWNER = b"Xen\0"
 _XEN_NOTE_PHYS32_ENTRY = 18
@@ -64,16 +64,88 @@ def parse_elf(data: bytes, name: str) -> ElfImage:
 
     Raises BootError that says what is wrong and what was expected.
     """
-    if len(data) < _IDENT_SIZE_BYTES or not is_elf(data):
+    file = _Readable(len(data), lambda offset, size: data[offset : offset + size])
+    header = _read_header(file, name)
+    loaded: list[ElfSegment] = []
+    pvh_entry: int | None = None
+    for segment in _program_headers(file, header, name):
+        if segment.kind == _SEGMENT_NOTE:
+            pvh_entry = pvh_entry or _pvh_entry_in(file, segment)
+        elif segment.kind == _SEGMENT_LOAD and segment.memory_size:
+            loaded.append(_load(file, segment))
+    entry = header.entry
+    if not any(s.address <= entry < s.address + s.size_bytes for s in loaded):
+        places = ", ".join(f"{s.address:#x}+{s.size_bytes:#x}" for s in loaded) or "none"
+        raise BootError(
+            f"{name}: entry point {entry:#x} is in none of the loaded segments ({places}); "
+            "physical and virtual addresses must be the same"
+        )
+    return ElfImage(header.bits, entry, tuple(loaded), pvh_entry)
+
+
+def pvh_entry_of_file(fd: int) -> int | None:
+    """The PVH entry of an ELF file, read without the rest of it; None if it has none.
+
+    Raises OSError. Damage is not reported here: `parse_elf` says it in full.
+    """
+    file = _Readable(os.fstat(fd).st_size, lambda offset, size: os.pread(fd, size, offset))
+    try:
+        header = _read_header(file, "")
+        notes = (s for s in _program_headers(file, header, "") if s.kind == _SEGMENT_NOTE)
+        return next((entry for note in notes if (entry := _pvh_entry_in(file, note))), None)
+    except BootError:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Readable:
+    """An ELF file, in memory or not; `read` (offset, size) gives less at its end."""
+
+    size_bytes: int
+    read: Callable[[int, int], bytes]
+
+    def unpack(self, layout: struct.Struct, offset: int, where: str) -> tuple[int, ...]:
+        data = self.read(offset, layout.size) if offset < self.size_bytes else b""
+        if len(data) < layout.size:
+            raise BootError(
+                f"{where}: needs {layout.size} bytes at {offset:#x}, the file has "
+                f"{self.size_bytes:#x}"
+            )
+        return layout.unpack(data)
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    bits: int
+    entry: int
+    phoff: int
+    phentsize: int
+    phnum: int
+
+
+@dataclass(frozen=True, slots=True)
+class _ProgramHeader:
+    where: str  # for messages
+    kind: int
+    offset: int
+    address: int  # physical
+    file_size: int
+    memory_size: int
+
+
+def _read_header(file: _Readable, name: str) -> _Header:
+    """Everything that has to be right before the program headers are looked at."""
+    ident = file.read(0, _IDENT_SIZE_BYTES)
+    if len(ident) < _IDENT_SIZE_BYTES or not is_elf(ident):
         raise BootError(f"{name}: not an ELF file (expected it to start with 7f 45 4c 46)")
-    bits = {_CLASS_32: 32, _CLASS_64: 64}.get(data[4])
+    bits = {_CLASS_32: 32, _CLASS_64: 64}.get(ident[4])
     if bits is None:
-        raise BootError(f"{name}: ELF class is {data[4]}, expected 1 (32-bit) or 2 (64-bit)")
-    if data[5] != _DATA_LITTLE_ENDIAN:
-        raise BootError(f"{name}: ELF data encoding is {data[5]}, expected 1 (little-endian)")
-    header = _HEADER_64 if bits == 64 else _HEADER_32
-    kind, machine, _, entry, phoff, _, _, _, phentsize, phnum = _unpack(
-        header, data, _IDENT_SIZE_BYTES, f"{name}: ELF header"
+        raise BootError(f"{name}: ELF class is {ident[4]}, expected 1 (32-bit) or 2 (64-bit)")
+    if ident[5] != _DATA_LITTLE_ENDIAN:
+        raise BootError(f"{name}: ELF data encoding is {ident[5]}, expected 1 (little-endian)")
+    layout = _HEADER_64 if bits == 64 else _HEADER_32
+    kind, machine, _, entry, phoff, _, _, _, phentsize, phnum = file.unpack(
+        layout, _IDENT_SIZE_BYTES, f"{name}: ELF header"
     )
     expected_machine = _MACHINE_X86_64 if bits == 64 else _MACHINE_386
     if machine != expected_machine:
@@ -85,73 +157,44 @@ def parse_elf(data: bytes, name: str) -> ElfImage:
             f"{name}: ELF type is {kind}, expected 2 (a statically placed executable); link it "
             "with -static -no-pie"
         )
-    segments, pvh_entry = _segments(data, name, bits, phoff, phentsize, phnum)
-    if not any(s.address <= entry < s.address + s.size_bytes for s in segments):
-        places = ", ".join(f"{s.address:#x}+{s.size_bytes:#x}" for s in segments) or "none"
-        raise BootError(
-            f"{name}: entry point {entry:#x} is in none of the loaded segments ({places}); "
-            "physical and virtual addresses must be the same"
-        )
-    return ElfImage(bits, entry, segments, pvh_entry)
+    return _Header(bits, entry, phoff, phentsize, phnum)
 
 
-def _segments(
-    data: bytes, name: str, bits: int, phoff: int, phentsize: int, phnum: int
-) -> tuple[tuple[ElfSegment, ...], int | None]:
-    layout = _SEGMENT_64 if bits == 64 else _SEGMENT_32
-    if phnum > _SEGMENTS_MAX:
-        raise BootError(f"{name}: {phnum} program headers, expected at most {_SEGMENTS_MAX}")
-    if phnum and phentsize < layout.size:
+def _program_headers(file: _Readable, header: _Header, name: str) -> Iterator[_ProgramHeader]:
+    layout = _SEGMENT_64 if header.bits == 64 else _SEGMENT_32
+    if header.phnum > _SEGMENTS_MAX:
+        raise BootError(f"{name}: {header.phnum} program headers, expected at most {_SEGMENTS_MAX}")
+    if header.phnum and header.phentsize < layout.size:
         raise BootError(
-            f"{name}: program headers of {phentsize} bytes, expected at least {layout.size}"
+            f"{name}: program headers of {header.phentsize} bytes, expected at least {layout.size}"
         )
-    loaded: list[ElfSegment] = []
-    pvh_entry: int | None = None
-    for index in range(phnum):
+    for index in range(header.phnum):
         where = f"{name}: program header {index}"
-        kind, offset, _, address, file_size, memory_size = _unpack(
-            layout, data, phoff + index * phentsize, where
+        place = header.phoff + index * header.phentsize
+        kind, offset, _, address, file_size, memory_size = file.unpack(layout, place, where)
+        yield _ProgramHeader(where, kind, offset, address, file_size, memory_size)
+
+
+def _load(file: _Readable, segment: _ProgramHeader) -> ElfSegment:
+    end = segment.offset + segment.file_size
+    if end > file.size_bytes:
+        raise BootError(
+            f"{segment.where}: wants bytes {segment.offset:#x}..{end:#x} of a file of "
+            f"{file.size_bytes:#x} bytes; the file is cut off"
         )
-        if kind == _SEGMENT_NOTE:
-            notes = data[offset : offset + min(file_size, _NOTES_SIZE_MAX_BYTES)]
-            pvh_entry = pvh_entry or _pvh_entry(notes)
-        if kind != _SEGMENT_LOAD or memory_size == 0:
-            continue
-        if offset + file_size > len(data):
-            raise BootError(
-                f"{where}: wants bytes {offset:#x}..{offset + file_size:#x} of a file of "
-                f"{len(data):#x} bytes; the file is cut off"
-            )
-        if memory_size < file_size:
-            raise BootError(f"{where}: memory size {memory_size:#x} < file size {file_size:#x}")
-        loaded.append(ElfSegment(address, data[offset : offset + file_size], memory_size))
-    return tuple(loaded), pvh_entry
+    if segment.memory_size < segment.file_size:
+        raise BootError(
+            f"{segment.where}: memory size {segment.memory_size:#x} < file size "
+            f"{segment.file_size:#x}"
+        )
+    data = file.read(segment.offset, segment.file_size)
+    return ElfSegment(segment.address, data, segment.memory_size)
 
 
-def pvh_entry_of_file(fd: int) -> int | None:
-    """The PVH entry of a 64-bit ELF file, read without the rest of it; None if it has none.
-
-    Raises OSError. Damage is not reported here: `parse_elf` says it in full.
-    """
-    start = os.pread(fd, _IDENT_SIZE_BYTES + _HEADER_64.size, 0)
-    if len(start) < _IDENT_SIZE_BYTES + _HEADER_64.size or not is_elf(start):
+def _pvh_entry_in(file: _Readable, segment: _ProgramHeader) -> int | None:
+    if segment.offset >= file.size_bytes:
         return None
-    if start[4] != _CLASS_64:
-        return None
-    phoff, phentsize, phnum = (
-        _HEADER_64.unpack_from(start, _IDENT_SIZE_BYTES)[i] for i in (4, 8, 9)
-    )
-    for index in range(min(phnum, _SEGMENTS_MAX)):
-        place = phoff + index * phentsize
-        segment = os.pread(fd, _SEGMENT_64.size, place) if place < _FILE_OFFSET_MAX else b""
-        if len(segment) < _SEGMENT_64.size:
-            return None
-        kind, offset, _, _, file_size, _ = _SEGMENT_64.unpack(segment)
-        if kind == _SEGMENT_NOTE and offset < _FILE_OFFSET_MAX:
-            notes = os.pread(fd, min(file_size, _NOTES_SIZE_MAX_BYTES), offset)
-            if (entry := _pvh_entry(notes)) is not None:
-                return entry
-    return None
+    return _pvh_entry(file.read(segment.offset, min(segment.file_size, _NOTES_SIZE_MAX_BYTES)))
 
 
 def _pvh_entry(notes: bytes) -> int | None:
@@ -167,11 +210,3 @@ def _pvh_entry(notes: bytes) -> int | None:
             return int.from_bytes(content, "little")
         offset = content_start + (content_size + 3 & ~3)
     return None
-
-
-def _unpack(layout: struct.Struct, data: bytes, offset: int, where: str) -> tuple[int, ...]:
-    if offset + layout.size > len(data):
-        raise BootError(
-            f"{where}: needs {layout.size} bytes at {offset:#x}, the file has {len(data):#x}"
-        )
-    return layout.unpack_from(data, offset)

@@ -21,7 +21,7 @@ from importlib import resources
 
 from vmm.boot.acpi import AcpiMachine
 from vmm.boot.direct import IMAGE_ADDRESS, DirectStart, direct_boot_pieces
-from vmm.boot.elf import is_elf, parse_elf
+from vmm.boot.elf import ElfImage, is_elf, parse_elf
 from vmm.boot.files import read_image, read_start
 from vmm.boot.guest.report import WORK_START
 from vmm.boot.linux import LinuxBoot, boot_bzimage, boot_pvh
@@ -84,7 +84,8 @@ def _main_image(config: VmmConfig) -> Iterable[Loaded]:
                 f"the built-in guest needs at least {_BUILTIN_RAM_MIN_BYTES >> 20} MiB of RAM, "
                 f"-m gives {config.memory_size_bytes} bytes"
             )
-        yield _elf(builtin_guest_elf(), "built-in guest", config.vcpu_count)
+        image = parse_elf(builtin_guest_elf(), "built-in guest")
+        yield _elf(image, "built-in guest", config.vcpu_count)
     else:
         yield _kernel(read_image(config.kernel), str(config.kernel), config)
 
@@ -96,14 +97,18 @@ def _kernel(data: bytes, name: str, config: VmmConfig) -> Loaded:
         image = parse_elf(data, name)
         if image.pvh_entry is not None:
             return boot_pvh(image, image.pvh_entry, name, _linux_boot(config, name))
+        _refuse_initrd(config, name)
+        return _elf(image, name, config.vcpu_count)
+    _refuse_initrd(config, name)
+    return _flat(data, name, config.vcpu_count)
+
+
+def _refuse_initrd(config: VmmConfig, name: str) -> None:
     if config.initrd is not None:
         raise BootError(f"-initrd {config.initrd}: only Linux kernels take one, {name} is none")
-    return _other_kernel(data, name, config.vcpu_count)
 
 
-def _other_kernel(data: bytes, name: str, vcpu_count: int) -> Loaded:
-    if is_elf(data):
-        return _elf(data, name, vcpu_count)
+def _flat(data: bytes, name: str, vcpu_count: int) -> Loaded:
     if len(data) == BOOT_SECTOR_SIZE_BYTES and data.endswith(BOOT_SIGNATURE):
         return _boot_sector(data, name)
     if not data:
@@ -115,8 +120,7 @@ def _other_kernel(data: bytes, name: str, vcpu_count: int) -> Loaded:
     )
 
 
-def _elf(data: bytes, name: str, vcpu_count: int) -> Loaded:
-    image = parse_elf(data, name)
+def _elf(image: ElfImage, name: str, vcpu_count: int) -> Loaded:
     start = DirectStart(image.entry, image.bits)
     return Loaded(elf_pieces(image, name), tuple((index, start) for index in range(vcpu_count)))
 

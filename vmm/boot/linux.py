@@ -22,9 +22,14 @@ from dataclasses import dataclass
 
 from guestram.layout import PC_HOLE_END, PC_HOLE_START
 from vmm.accel.x86_state import CpuState
-from vmm.boot.acpi import TABLES_ADDRESS, TABLES_SIZE_MAX_BYTES, AcpiMachine, acpi_tables
-from vmm.boot.cpumodes import flat_mode, gdt, identity_page_tables, long_mode
-from vmm.boot.direct import GDT_ADDRESS, PAGE_TABLES_ADDRESS
+from vmm.boot.acpi import TABLES_ADDRESS, AcpiMachine, acpi_tables
+from vmm.boot.cpumodes import (
+    GDT_ADDRESS,
+    PAGE_TABLES_ADDRESS,
+    enter_mode,
+    gdt,
+    identity_page_tables,
+)
 from vmm.boot.elf import ElfImage
 from vmm.boot.linux_image import HEADER_OFFSET, BzImage
 from vmm.boot.loader import Loaded, elf_pieces
@@ -75,21 +80,15 @@ class _MemoryArea:
 
 
 @dataclass(frozen=True, slots=True)
-class _Start64:
+class _Start:
+    """The mode and the registers of an entry point."""
+
+    bits: int
     registers: Mapping[str, int]
 
     def apply(self, _index: int, base: CpuState) -> CpuState:
-        """64-bit mode over the identity map."""
-        return long_mode(base, self.registers, GDT_ADDRESS, PAGE_TABLES_ADDRESS)
-
-
-@dataclass(frozen=True, slots=True)
-class _Start32:
-    registers: Mapping[str, int]
-
-    def apply(self, _index: int, base: CpuState) -> CpuState:
-        """Flat mode."""
-        return flat_mode(base, self.registers, GDT_ADDRESS)
+        """See enter_mode."""
+        return enter_mode(base, self.bits, self.registers)
 
 
 def boot_bzimage(image: BzImage, name: str, boot: LinuxBoot) -> Loaded:
@@ -109,7 +108,7 @@ def boot_bzimage(image: BzImage, name: str, boot: LinuxBoot) -> Loaded:
             identity_page_tables(_MAP_GIB, PAGE_TABLES_ADDRESS),
         ),
     )
-    start = _Start64({"rip": image.entry_64, "rsi": _INFO_ADDRESS})
+    start = _Start(64, {"rip": image.entry_64, "rsi": _INFO_ADDRESS})
     return Loaded(pieces, ((0, start),))
 
 
@@ -126,7 +125,7 @@ def boot_pvh(image: ElfImage, pvh_entry: int, name: str, boot: LinuxBoot) -> Loa
         BootPiece.of("the start info", _INFO_ADDRESS, _start_info(boot, initrd)),
         BootPiece.of("the GDT", GDT_ADDRESS, gdt(32)),
     )
-    return Loaded(pieces, ((0, _Start32({"rip": pvh_entry, "rbx": _INFO_ADDRESS})),))
+    return Loaded(pieces, ((0, _Start(32, {"rip": pvh_entry, "rbx": _INFO_ADDRESS})),))
 
 
 def _common(boot: LinuxBoot, text: bytes, initrd: BootPiece | None) -> tuple[BootPiece, ...]:
@@ -139,7 +138,8 @@ def _common(boot: LinuxBoot, text: bytes, initrd: BootPiece | None) -> tuple[Boo
 
 def _command_line(boot: LinuxBoot, limit: int) -> bytes:
     text = boot.command_line.encode()
-    if len(text) > min(limit, _COMMAND_LINE_MAX_BYTES) or b"\0" in text:
+    limit = min(limit, _COMMAND_LINE_MAX_BYTES)
+    if len(text) > limit or b"\0" in text:
         raise BootError(
             f"-append: this kernel takes at most {limit} bytes without NUL, got {len(text)}"
         )
@@ -174,12 +174,10 @@ def _initrd(boot: LinuxBoot, kernel_end: int, below: int) -> BootPiece | None:
 
 def _memory_map(boot: LinuxBoot) -> tuple[_MemoryArea, ...]:
     low = _low_end(boot)
-    tables_end = TABLES_ADDRESS + TABLES_SIZE_MAX_BYTES
-    assert tables_end == _FIRST_MIB
     areas = (
         _MemoryArea(0, _CONVENTIONAL_END, _USABLE),
         _MemoryArea(_CONVENTIONAL_END, TABLES_ADDRESS - _CONVENTIONAL_END, _RESERVED),
-        _MemoryArea(TABLES_ADDRESS, TABLES_SIZE_MAX_BYTES, _ACPI_RECLAIMABLE),
+        _MemoryArea(TABLES_ADDRESS, _FIRST_MIB - TABLES_ADDRESS, _ACPI_RECLAIMABLE),
         _MemoryArea(_FIRST_MIB, low - _FIRST_MIB, _USABLE),
     )
     if boot.ram_bytes > low:

@@ -24,10 +24,10 @@ from vmm.config import (
     Monitor,
     SandboxOptions,
     TapNetdev,
-    VirtioConsoleDevice,
     VirtioDevice,
     VirtioNetDevice,
     VmmConfig,
+    device_chardevs,
 )
 from vmm.errors import ConfigError, MigrationError
 from vmm.migration.parameters import check_globals
@@ -186,14 +186,8 @@ class ConfigBuilder:
 
     def _check_chardevs(self) -> None:
         users = [
-            *((name, "a serial port") for name in self.serials),
+            *device_chardevs(self.serials, self.debug_consoles, self.virtio),
             *((monitor.chardev, "a monitor") for monitor in self.monitors),
-            *((console.chardev, "a debug console") for console in self.debug_consoles),
-            *(
-                (device.chardev, "a virtio console")
-                for device in self.virtio
-                if isinstance(device, VirtioConsoleDevice) and device.chardev is not None
-            ),
         ]
         seen: dict[str, str] = {}
         for name, user in users:

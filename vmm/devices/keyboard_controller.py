@@ -18,7 +18,7 @@ from vmm.errors import DeviceError
 
 DATA_PORT, COMMAND_PORT = 0x60, 0x64
 _OUTPUT_BUFFER_FULL = 0x01
-_PULSE_RESET = 0xFE
+PULSE_RESET = 0xFE
 _WRITE_OUTPUT_PORT = 0xD1  # the next data byte's bit 0 is the reset line, active low
 _OUTPUT_NOT_RESET = 0x01
 
@@ -67,7 +67,7 @@ class KeyboardController:
         if port == COMMAND_PORT:
             with self._lock:
                 self._pending_command = value if value == _WRITE_OUTPUT_PORT else 0
-            if value == _PULSE_RESET:
+            if value == PULSE_RESET:
                 self._on_reset()
         elif port == DATA_PORT:
             with self._lock:

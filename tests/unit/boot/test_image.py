@@ -7,11 +7,10 @@ import pytest
 
 from tests.unit.boot.bare_machine import RESET_STATE
 from tests.unit.boot.elf_files import make_elf
-from vmm.boot.cpumodes import identity_page_tables
+from vmm.boot.cpumodes import PAGE_TABLES_ADDRESS, identity_page_tables
 from vmm.boot.direct import (
     BOOT_INFO_ADDRESS,
     COMMAND_LINE_ADDRESS,
-    PAGE_TABLES_ADDRESS,
     STACKS_ADDRESS,
 )
 from vmm.boot.files import read_image

@@ -105,11 +105,9 @@ class VirtioBlk(VirtioDevice):
         """Carry out requests."""
         assert index == 0
         for _ in range(BATCH_REQUESTS):
-            chain = queue.peek()
+            chain = queue.peek_or_listen()
             if chain is None:
-                if not queue.listen():
-                    return False
-                continue
+                return False
             if chain.readable_size < _HEADER.size or not chain.writable_size:
                 raise VirtqueueError(
                     f"{self.name}: request with {chain.readable_size} bytes to read and "

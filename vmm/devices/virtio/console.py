@@ -112,11 +112,9 @@ class VirtioConsole(VirtioDevice):
 
     def _transmit(self, queue: Virtqueue) -> bool:
         for _ in range(BATCH):
-            chain = queue.peek()
+            chain = queue.peek_or_listen()
             if chain is None:
-                if not queue.listen():
-                    return False
-                continue
+                return False
             if chain.readable_size > OUTPUT_SIZE_MAX_BYTES:
                 raise VirtqueueError(
                     f"{self.name}: output of {chain.readable_size} bytes, expected at most "
@@ -150,9 +148,7 @@ class VirtioConsole(VirtioDevice):
 
     def _buffer(self, queue: Virtqueue) -> Chain | None:
         """The next buffer for input; if there is none, the driver will tell us of one."""
-        chain = queue.peek()
-        if chain is None and queue.listen():
-            chain = queue.peek()
+        chain = queue.peek_or_listen()
         if chain is not None and not chain.writable_size:
             raise VirtqueueError(f"{self.name}: a receive buffer that cannot be written")
         return chain

@@ -115,11 +115,9 @@ class VirtioNet(VirtioDevice):
         if self._tx_blocked:
             return False
         for _ in range(BATCH):
-            chain = queue.peek()
+            chain = queue.peek_or_listen()
             if chain is None:
-                if not queue.listen():
-                    return False
-                continue
+                return False
             if not self._send(chain):
                 self._tx_blocked = True
                 queue.ignore()
@@ -226,11 +224,9 @@ class VirtioNet(VirtioDevice):
 
     def _control(self, queue: Virtqueue) -> bool:
         for _ in range(BATCH):
-            chain = queue.peek()
+            chain = queue.peek_or_listen()
             if chain is None:
-                if not queue.listen():
-                    return False
-                continue
+                return False
             if not chain.writable_size:
                 raise VirtqueueError(f"{self.name}: a command without room for its reply")
             command = chain.read(net_control.COMMAND_SIZE_MAX_BYTES)

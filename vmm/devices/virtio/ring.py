@@ -139,6 +139,13 @@ class Virtqueue:
             self._memory, rings.table, rings.avail[_RING + slot], indirect=self.indirect
         )
 
+    def peek_or_listen(self) -> Chain | None:
+        """The next chain; None if there is none, and then the driver will tell us of one."""
+        chain = self.peek()
+        if chain is None and self.listen():
+            chain = self.peek()
+        return chain
+
     def publish(self, *used: tuple[Chain, int]) -> None:
         """Hand back the next chains, in order, each with the number of bytes written to it.
 

@@ -60,11 +60,9 @@ class VirtioRng(VirtioDevice):
         """Fill buffers."""
         assert index == 0
         for _ in range(BATCH):
-            chain = queue.peek()
+            chain = queue.peek_or_listen()
             if chain is None:
-                if not queue.listen():
-                    return False
-                continue
+                return False
             if not chain.writable_size:
                 raise VirtqueueError(f"{self.name}: a request without a buffer to write")
             size = min(chain.writable_size, REQUEST_SIZE_MAX_BYTES)
