@@ -30,8 +30,10 @@ _A_UPDATING = 0x80
 _B_SET, _B_BINARY, _B_24_HOURS = 0x80, 0x04, 0x02
 _D_VALID = 0x80
 _PM, _NOON = 0x80, 12
-# Guest and host are both somewhere in the years 1 to 9999 that a calendar has.
-_OFFSET_MAX_S = 10_000 * 366 * 86_400
+# What a century and a year register can tell, and a calendar has; beyond it the clock stands still.
+_FIRST_S = int(datetime(1, 1, 1, tzinfo=UTC).timestamp())
+_LAST_S = int(datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp())
+_OFFSET_MAX_S = _LAST_S - _FIRST_S
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,7 +126,8 @@ class Rtc:
 
     def _shown_time(self) -> dict[int, int]:
         """The time registers of this moment, as register B wants them."""
-        t = datetime.fromtimestamp(int(self._now()) + self._offset_s, UTC)
+        guest_s = int(self._now()) + self._offset_s
+        t = datetime.fromtimestamp(min(max(guest_s, _FIRST_S), _LAST_S), UTC)
         in_24_hours = self._cmos[_REG_B] & _B_24_HOURS
         values = {
             _SECONDS: t.second,

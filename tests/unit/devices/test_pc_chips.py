@@ -80,6 +80,18 @@ def test_a_date_that_does_not_exist_changes_nothing() -> None:
     assert chip.time() == (0x20, 0x26, 0x11, 0x26, 5, 0x15, 0x04, 0x59)
 
 
+def test_a_clock_at_the_end_of_the_calendar_does_not_fail() -> None:
+    chip = Chip()
+    written = ((0x32, 0x99), (9, 0x99), (8, 0x12), (7, 0x31), (4, 0x23), (2, 0x59), (0, 0x59))
+    for register, value in written:
+        chip.write(register, value)
+    chip.now_s += 10
+    assert chip.time() == (0x99, 0x99, 0x12, 0x31, 6, 0x23, 0x59, 0x59)
+    for offset_s in (-300_000_000_000, 300_000_000_000):
+        chip.rtc.load(RtcState(index=0, cmos=bytes(128), offset_s=offset_s))
+        assert all(0 <= value <= 0xFF for value in chip.time())
+
+
 def test_cmos_memory_keeps_its_bytes_over_reset_and_what_is_fixed_stays() -> None:
     chip = Chip()
     chip.write(0x40, 0xA5)
