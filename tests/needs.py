@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tools.lab.cache import cache_folder
 from vmm.devices.net.tun import CLONE_DEVICE
 
 ROOT = Path(__file__).parents[1]
@@ -37,8 +38,7 @@ def kvm_opens() -> bool:
 
 def peer_qemu() -> Path:
     """Where tools/fetch-peer puts the command that runs a real QEMU."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "cpr-vmm" / "peers" / "qemu" / "run"
+    return cache_folder() / "peers" / "qemu" / "run"
 
 
 def huge_page_is_free() -> bool:

@@ -39,11 +39,6 @@ class Guest(Protocol):
         ...
 
     @property
-    def hugetlb(self) -> bool:
-        """RAM in huge pages."""
-        ...
-
-    @property
     def append(self) -> str:
         """Its command line."""
         ...
@@ -58,7 +53,6 @@ class GuestSpec:
     pages: int = 0  # working set of the built-in guest in 4 KiB pages; 0 = all RAM
     heartbeat_ms: int = HEARTBEAT_MS_DEFAULT
     prealloc: bool = False  # allocate and map all of RAM before the guest starts
-    hugetlb: bool = False
     network: str = ""  # further words of the command line: addresses and flows
 
     @property
@@ -117,10 +111,9 @@ def vmm_argv(
     if build.accel is not None:
         argv += ["-accel", build.accel]
     backend = f"memory-backend-memfd,id={RAM_BACKEND_ID},size={guest.ram_bytes},share=on"
-    backend += ",prealloc=on" * guest.prealloc + ",hugetlb=on" * guest.hugetlb
     argv += [
         "-object",
-        backend,
+        f"{backend},prealloc=on" if guest.prealloc else backend,
         "-m",
         f"size={guest.ram_bytes // (1 << 20)}M",
         "-smp",

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 
 from qemu.qmp import ExecuteError
 
 from tools.lab.argv import Build, GuestSpec
+from tools.lab.checks import expect_nothing
 from tools.lab.deadlines import DRAIN_MS, GUEST_PROGRESS_MS
 from tools.lab.errors import CheckFailedError, LabError
 from tools.lab.gaps import find_gaps
@@ -120,7 +121,7 @@ class _Chain:
                 await serial.wait_lines(pauses.randint(1, PAUSE_HEARTBEATS_MAX))
                 record = await self._update(number, current, successor, ram, serial)
                 launcher.remove_sockets(successor)
-                _expect_nothing("socket files left behind", launcher.leftover_sockets())
+                expect_nothing("socket files left behind", launcher.leftover_sockets())
                 self.records.append(record)
                 current = successor
                 if number % VERIFY_EVERY_UPDATES == 0 or number == plan.count:
@@ -130,7 +131,7 @@ class _Chain:
                 self.where = "the load over all updates"
                 await self.traffic.stop(ram.net_report)
             self.where = "the end of the chain"
-            await _quit_cleanly(current.process)
+            await current.process.quit_cleanly()
         self.heartbeats = serial.lines
 
     @contextlib.asynccontextmanager
@@ -161,7 +162,7 @@ class _Chain:
         self._check_memory(new.process, ram)
         accel = accel_label(self.plan.build(number))
         self._check_counters(accel, old_before, old_after, new_after)
-        await _quit_cleanly(old.process)
+        await old.process.quit_cleanly()
         return _record(
             number,
             (accel_label(self.plan.build(number - 1)), accel),
@@ -187,11 +188,9 @@ class _Chain:
         new_after: ProcessCounters,
     ) -> None:
         """Neither side may keep anything, and no generation may hold more than the one before."""
-        _expect_nothing("the old process kept", leaks(old_before, old_after))
+        expect_nothing("the old process kept", leaks(old_before, old_after))
         steady = self._steady.setdefault(accel, new_after)
-        _expect_nothing(
-            "the new process holds more than its predecessors", leaks(steady, new_after)
-        )
+        expect_nothing("the new process holds more than its predecessors", leaks(steady, new_after))
         if new_after.children:
             raise CheckFailedError(f"the new process has {new_after.children} child process(es)")
 
@@ -199,8 +198,8 @@ class _Chain:
         """Stop the guest, check every stamp and every serial line, let it go on."""
         await process.execute("stop")
         report = ram.report()
-        _expect_nothing("execution was lost or repeated", sequence_problems(report))
-        _expect_nothing("RAM", verify_stamps(ram.read, report, ram.ram_bytes))
+        expect_nothing("execution was lost or repeated", sequence_problems(report))
+        expect_nothing("RAM", verify_stamps(ram.read, report, ram.ram_bytes))
         await serial.wait_total(report.vcpus[0].heartbeats, DRAIN_MS)
         await process.execute("cont")
         self.ram_verifications += 1
@@ -245,21 +244,8 @@ def _check_guest(before: GuestReport, after: GuestReport, serial: HeartbeatReade
         )
         if wrong
     ]
-    _expect_nothing("guest", problems)
-    _expect_nothing("serial", serial.problems)
-
-
-async def _quit_cleanly(process: VmmProcess) -> None:
-    status = await process.quit()
-    if status != 0:
-        raise CheckFailedError(
-            f"{process.name}: exit status {status} after quit; stderr: {process.log_tail()}"
-        )
-
-
-def _expect_nothing(what: str, problems: Sequence[str]) -> None:
-    if problems:
-        raise CheckFailedError(f"{what}: {'; '.join(problems)}")
+    expect_nothing("guest", problems)
+    expect_nothing("serial", serial.problems)
 
 
 def _record(

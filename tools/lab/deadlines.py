@@ -7,8 +7,8 @@ and a passing run never comes near them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
-from typing import TypeVar
+from collections.abc import Awaitable, Coroutine
+from typing import Any, TypeVar
 
 from tools.lab.errors import DeadlineError
 
@@ -34,3 +34,18 @@ async def within(deadline_ms: int, what: str, event: Awaitable[T]) -> T:
         if not scope.expired():
             raise  # a time-out of the event's own
         raise DeadlineError(f"{what}: nothing came within {deadline_ms} ms") from error
+
+
+async def all_or_first_failure(*work: Coroutine[Any, Any, None], needed: int) -> None:
+    """Run all; return when the first `needed` of them are done, raise as soon as any one fails."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in work]
+    try:
+        waiting = set(tasks)
+        while not all(task.done() for task in tasks[:needed]):
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -22,7 +22,7 @@ from qemu.qmp.qmp_client import NegotiationError
 
 from tools.lab.child import PLAIN_CHILD, ChildSetup
 from tools.lab.deadlines import EXIT_MS, LAUNCH_MS, QMP_REPLY_MS, within
-from tools.lab.errors import LabError, LaunchError
+from tools.lab.errors import CheckFailedError, LabError, LaunchError
 from tools.lab.procfs import ProcessCounters, read_counters
 
 # One client at a time connects before the process accepts; more than that is slack.
@@ -146,6 +146,11 @@ class VmmProcess:
         """Exit status as in subprocess (negative: signal); may be awaited by several at once."""
         return await asyncio.shield(self._exit)
 
+    async def must_not_exit(self, when: str) -> None:
+        """Raise LabError when the process ends; never returns."""
+        status = await self.wait_exit()
+        raise LabError(f"{self.name} exited with status {status} {when}")
+
     def counters(self) -> ProcessCounters:
         """Count what it holds now."""
         return read_counters(self.pid)
@@ -164,6 +169,14 @@ class VmmProcess:
         status = await within(EXIT_MS, f"{self.name}: exit after quit", self.wait_exit())
         await self.hang_up()
         return status
+
+    async def quit_cleanly(self) -> None:
+        """`quit`; raises CheckFailedError when the process ends with another status than 0."""
+        status = await self.quit()
+        if status != 0:
+            raise CheckFailedError(
+                f"{self.name}: exit status {status} after quit; stderr: {self.log_tail()}"
+            )
 
     async def terminate(self) -> None:
         """End the process and everything it started: SIGTERM, then SIGKILL for the group."""

@@ -9,16 +9,14 @@ old: query-status = postmigrate                 new: query-status = running
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from qemu.qmp import ExecuteError
 
-from tools.lab.deadlines import UPDATE_MS, within
+from tools.lab.deadlines import UPDATE_MS, all_or_first_failure, within
 from tools.lab.errors import LabError, UpdateFailedError
 from tools.lab.process import Event, VmmProcess
 from tools.lab.timeline import Mark, parse_marks
@@ -86,11 +84,11 @@ async def live_update(
         await within(
             UPDATE_MS,
             f"update {old.name} -> {new.name}: STOP, RESUME and completed",
-            _all_or_first_failure(
+            all_or_first_failure(
                 old_story.until("STOP"),
                 new_story.until("RESUME"),
-                _must_not_exit(old),
-                _must_not_exit(new),
+                old.must_not_exit("during the update"),
+                new.must_not_exit("during the update"),
                 needed=2,
             ),
         )
@@ -127,26 +125,6 @@ async def _expect_status(process: VmmProcess, expected: str) -> None:
         raise UpdateFailedError(
             f"{process.name}: query-status is {reply['status']}, expected {expected}"
         )
-
-
-async def _must_not_exit(process: VmmProcess) -> None:
-    status = await process.wait_exit()
-    raise UpdateFailedError(f"{process.name} exited with status {status} during the update")
-
-
-async def _all_or_first_failure(*work: Coroutine[Any, Any, None], needed: int) -> None:
-    """Run all; return when the first `needed` of them are done, raise as soon as any one fails."""
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in work]
-    try:
-        waiting = set(tasks)
-        while not all(task.done() for task in tasks[:needed]):
-            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _reasons(error: Exception, old: VmmProcess, new: VmmProcess) -> str:

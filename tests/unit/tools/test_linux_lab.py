@@ -69,6 +69,8 @@ def test_a_disk_must_hold_the_last_write_of_each_block(tmp_path: Path) -> None:
     content = [block(s, s % places * BLOCK_BYTES) for s in (4, 5, 2, 3)]
     image.write_bytes(b"".join(content))
     check_disk(image, written)
+    with pytest.raises(CheckFailedError, match="the guest wrote nothing"):
+        check_disk(image, 0)
     with pytest.raises(CheckFailedError, match="should hold write 6 of 7, it holds 2"):
         check_disk(image, written + 1)
     image.write_bytes(b"".join(content)[:-1] + b"!")

@@ -8,13 +8,16 @@ measured path: the guest is never paused when one is made.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from tools.lab.checks import expect_nothing
 from tools.lab.deadlines import within
-from tools.lab.errors import CheckFailedError, DeadlineError, LabError
+from tools.lab.errors import DeadlineError, LabError
 from tools.lab.namespace import NetworkNamespace
 from vmm.boot.guest.net_report import FlowReport, NetLink, NetReport
 
@@ -94,12 +97,8 @@ class AgentLink:
         self.tell(word)
         while b"\n" not in self._pending:
             assert self._peer is not None
-            try:
+            with _told_as_lab_errors(word):
                 data = self._peer.recv(1 << 16)
-            except TimeoutError as error:
-                raise DeadlineError(
-                    f"the guest's agent did not answer {word!r} in {REPLY_DEADLINE_S:g} s"
-                ) from error
             if not data:
                 raise LabError("the guest's agent hung up")
             self._pending += data
@@ -114,13 +113,26 @@ class AgentLink:
         """Send a request that may have no answer (`poweroff`, `reboot`)."""
         if self._peer is None:
             raise LabError("the guest's agent has not called yet")
-        self._peer.sendall(f"{word}\n".encode())
+        with _told_as_lab_errors(word):
+            self._peer.sendall(f"{word}\n".encode())
 
     def close(self) -> None:
         """Hang up."""
         self._listener.close()
         if self._peer is not None:
             self._peer.close()
+
+
+@contextlib.contextmanager
+def _told_as_lab_errors(word: str) -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError as error:
+        raise DeadlineError(
+            f"the guest's agent did not answer {word!r} in {REPLY_DEADLINE_S:g} s"
+        ) from error
+    except OSError as error:
+        raise LabError(f"the guest's agent is gone ({word!r}): {error.strerror}") from error
 
 
 def check_report(before: AgentReport, now: AgentReport) -> None:
@@ -147,5 +159,4 @@ def check_report(before: AgentReport, now: AgentReport) -> None:
     ]
     new_warnings = now.warnings[len(before.warnings) :]
     problems += [f"the kernel says: {warning}" for warning in new_warnings]
-    if problems:
-        raise CheckFailedError(f"Linux guest: {'; '.join(problems)}")
+    expect_nothing("Linux guest", problems)

@@ -7,20 +7,21 @@ switches its machine off, and the last process ends with it.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+
+from qemu.qmp import ExecuteError
 
 from tools.lab.argv import Build
-from tools.lab.deadlines import within
+from tools.lab.checks import expect_nothing
+from tools.lab.deadlines import all_or_first_failure, within
 from tools.lab.errors import CheckFailedError, LabError, LaunchError
 from tools.lab.launcher import Launched, Launcher
-from tools.lab.linux.agentlink import AgentLink, check_report
+from tools.lab.linux.agentlink import AgentLink, AgentReport, check_report
 from tools.lab.linux.disk import check_disk
 from tools.lab.linux.guest_spec import DISK_SIZE_BYTES, LinuxGuest
 from tools.lab.load import LoadSpec
@@ -42,14 +43,9 @@ class LinuxPlan:
 
     name: str
     build: Build
-    kernel: Path
-    initrd: Path
-    ram_bytes: int
-    vcpu_count: int
+    guest: LinuxGuest
     count: int
     load: LoadSpec
-    tick_ms: int = 1
-    hugetlb: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +89,7 @@ async def run_linux_chain(plan: LinuxPlan, on_update: OnUpdate) -> LinuxResult:
         try:
             async with chain.booted(stack) as first:
                 await chain.run(first, on_update)
-        except LabError as error:
+        except (LabError, ExecuteError) as error:
             failure = f"{chain.where}: {error}{chain.console_tail()}"
         finally:
             await traffic.end()
@@ -121,36 +117,36 @@ class LinuxChain:
     where: str = "boot"
     _files: Path = field(init=False)
     _link: AgentLink = field(init=False)
+    _seen: AgentReport = field(init=False)
     _launcher: Launcher = field(init=False)
 
     @contextlib.asynccontextmanager
     async def booted(self, stack: contextlib.ExitStack) -> AsyncIterator[Launched]:
         """Boot Linux and wait for its agent; everything has ended when the context is left."""
-        plan, nic = self.plan, self.traffic.nic
+        guest = replace(self.plan.guest, nic=self.traffic.nic)
         self._files = Path(stack.enter_context(TemporaryDirectory(prefix="cpr-linux-")))
         self._disk.touch()
         os.truncate(self._disk, DISK_SIZE_BYTES)
-        self._link = AgentLink.listen(self.traffic.namespace, nic.host_address)
+        self._link = AgentLink.listen(self.traffic.namespace, guest.nic.host_address)
         stack.callback(self._link.close)
-        guest = LinuxGuest(
-            kernel=plan.kernel,
-            initrd=plan.initrd,
-            ram_bytes=plan.ram_bytes,
-            vcpu_count=plan.vcpu_count,
-            nic=nic,
-            tick_ms=plan.tick_ms,
-            hugetlb=plan.hugetlb,
-        )
         extra = guest.argv(self._disk, self._console)
         async with Launcher(guest, extra=extra, first=self.traffic.child) as self._launcher:
-            first = await self._launcher.start_plain(plan.build)
-            await _unless_it_ends(first.process, self._link.accept())
+            first = await self._launcher.start_plain(self.plan.build)
+            await self._wait_for_agent(first.process)
             yield first
+
+    async def _wait_for_agent(self, process: VmmProcess) -> None:
+        try:
+            await all_or_first_failure(
+                self._link.accept(), process.must_not_exit("before Linux was up"), needed=1
+            )
+        except LabError as error:
+            raise LaunchError(f"{error}; stderr: {process.log_tail()}") from error
 
     async def run(self, current: Launched, on_update: OnUpdate) -> None:
         """All updates under load, then the end of the guest."""
-        at_boot = self._link.report()
-        self.boot_warnings = len(at_boot.warnings)
+        self._seen = self._link.report()
+        self.boot_warnings = len(self._seen.warnings)
         self.where = "the load without updates"
         await self.traffic.start(self.net_report)
         for number in range(1, self.plan.count + 1):
@@ -166,15 +162,12 @@ class LinuxChain:
     async def update(self, number: int, old: Launched) -> tuple[Launched, LinuxUpdate]:
         """One update with all its checks; `old` has ended when it returns."""
         new = await self._launcher.start_successor(self.plan.build)
-        before = self._link.report()
+        self._check_guest(self._link.report())  # and the longest gap begins anew
         counters = old.process.counters()
         result = await live_update(old.process, new.process, new.sockets.migrate_arguments())
-        after = self._link.report()
-        check_report(before, after)
-        if kept := leaks(counters, old.process.counters()):
-            raise CheckFailedError(f"the old process kept: {'; '.join(kept)}")
-        if (status := await old.process.quit()) != 0:
-            raise CheckFailedError(f"{old.process.name}: exit status {status} after quit")
+        after = self._check_guest(self._link.report())
+        expect_nothing("the old process kept", leaks(counters, old.process.counters()))
+        await old.process.quit_cleanly()
         return new, LinuxUpdate(
             number=number,
             longest_gap_ms=after.longest_gap_ns / NS_PER_MS,
@@ -184,7 +177,7 @@ class LinuxChain:
 
     async def power_off(self, last: Launched) -> None:
         """Check the disk, then let Linux switch itself off, and its process end by itself."""
-        stopped = self._link.ask("stop-disk")
+        stopped = self._check_guest(self._link.ask("stop-disk"))
         self.blocks_written = stopped.blocks_written
         check_disk(self._disk, stopped.blocks_written)
         last.process.forget_events()
@@ -194,6 +187,12 @@ class LinuxChain:
         if status != 0:
             raise CheckFailedError(f"{process.name}: exit status {status} after Linux's power-off")
         await process.hang_up()
+
+    def _check_guest(self, report: AgentReport) -> AgentReport:
+        """Compare with the report before: what the kernel said between two updates counts, too."""
+        check_report(self._seen, report)
+        self._seen = report
+        return report
 
     def net_report(self) -> NetReport:
         """The agent's counts, for the ledger."""
@@ -213,20 +212,3 @@ class LinuxChain:
     @property
     def _console(self) -> Path:
         return self._files / "console"
-
-
-async def _unless_it_ends(process: VmmProcess, event: Coroutine[Any, Any, None]) -> None:
-    """Wait for `event`; raises LaunchError when the process ends before it."""
-    waiting = asyncio.ensure_future(event)
-    ended = asyncio.ensure_future(process.wait_exit())
-    try:
-        await asyncio.wait((waiting, ended), return_when=asyncio.FIRST_COMPLETED)
-        if not waiting.done():
-            raise LaunchError(
-                f"{process.name} ended with status {ended.result()}: {process.log_tail()}"
-            )
-        waiting.result()
-    finally:
-        for task in (waiting, ended):
-            task.cancel()
-        await asyncio.gather(waiting, ended, return_exceptions=True)

@@ -21,6 +21,8 @@ def block(sequence: int, position: int) -> bytes:
 
 def check_disk(image: Path, blocks_written: int) -> None:
     """Every block holds the last write that was made to it. Raises CheckFailedError."""
+    if not blocks_written:
+        raise CheckFailedError("disk: the guest wrote nothing to it")
     data = image.read_bytes()
     places = len(data) // BLOCK_BYTES
     for sequence in range(max(0, blocks_written - places), blocks_written):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tools.lab.linux.agentlink import CONTROL_PORT
@@ -22,10 +22,9 @@ class LinuxGuest:
     initrd: Path
     ram_bytes: int
     vcpu_count: int
-    nic: Nic
+    nic: Nic = field(default_factory=lambda: Nic(0))
     tick_ms: int = 1
     prealloc: bool = False
-    hugetlb: bool = False
 
     @property
     def append(self) -> str:

@@ -6,6 +6,7 @@ Its sources are in `guest/`: `init` (shell) and `agent.c`, compiled here with th
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,30 +18,32 @@ from tools.lab.linux.kernels import Kernel
 GUEST_MODULES = ("virtio_mmio", "virtio_net", "virtio_blk", "virtio_rng")
 _COMPILE = ("gcc", "-static", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread")
 COMPILE_DEADLINE_S = 120.0
-_CONSOLE = Entry.char_device("dev/console", 5, 1)  # init's first output, before devtmpfs
 
 
 def guest_initramfs(kernel: Kernel) -> bytes:
     """A cpio archive for `kernel`. Raises LabError when something to build it from is missing."""
-    modules = kernel.modules(GUEST_MODULES)
-    entries = [
-        _CONSOLE,
-        Entry.file("init", _source("init"), executable=True),
-        Entry.file("agent", compile_agent(), executable=True),
-        busybox(kernel.root),
-        Entry.file("modules/order", "\n".join(f"{name}.ko" for name in modules).encode()),
-        *(Entry.file(f"modules/{name}.ko", data) for name, data in modules.items()),
-    ]
-    return archive(entries)
+    agent = Entry.file("agent", compile_agent(), executable=True)
+    return archive([*boot_files(kernel, GUEST_MODULES, _source("init")), agent])
 
 
-def busybox(root: Path) -> Entry:
-    """The static busybox unpacked beside the kernels."""
-    path = root / "bin" / "busybox"
+def boot_files(kernel: Kernel, modules: Iterable[str], init: bytes) -> list[Entry]:
+    """What an initramfs of ours begins with: console, init, busybox, modules in loading order.
+
+    Raises LabError when the kernel has no such module, or no busybox lies beside it.
+    """
+    path = kernel.root / "bin" / "busybox"
     try:
-        return Entry.file("bin/busybox", path.read_bytes(), executable=True)
+        busybox = path.read_bytes()
     except OSError as error:
         raise LabError(f"no static busybox at {path}: {error.strerror}") from error
+    found = kernel.modules(modules)
+    return [
+        Entry.char_device("dev/console", 5, 1),  # init's first output, before devtmpfs
+        Entry.file("init", init, executable=True),
+        Entry.file("bin/busybox", busybox, executable=True),
+        Entry.file("modules/order", "\n".join(f"{name}.ko" for name in found).encode()),
+        *(Entry.file(f"modules/{name}.ko", data) for name, data in found.items()),
+    ]
 
 
 def compile_agent() -> bytes:

@@ -18,10 +18,12 @@ from typing import Any
 
 from tools.lab.argv import Build
 from tools.lab.linux.chain import LinuxPlan, LinuxResult, run_linux_chain
+from tools.lab.linux.guest_spec import LinuxGuest
 from tools.lab.load import parse_load
 from tools.lab.options import own_vmm
 
 GUESTS = Path("/guests")
+REPORT_PREFIX = "RIG "
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,6 @@ class Case:
     count: int  # of updates
     load: str = "tcp=2,udp=20"
     tick_ms: int = 10  # each tick costs an emulated processor some 0.3 ms
-    hugetlb: bool = False
 
     def plan(self, guests: Path) -> LinuxPlan:
         """As the chain takes it; kernels are under `guests`/VERSION."""
@@ -44,14 +45,15 @@ class Case:
         return LinuxPlan(
             name=self.name,
             build=Build(own_vmm(), "kvm"),
-            kernel=folder / self.image,
-            initrd=folder / "initrd",
-            ram_bytes=self.ram_mib << 20,
-            vcpu_count=self.vcpu_count,
+            guest=LinuxGuest(
+                kernel=folder / self.image,
+                initrd=folder / "initrd",
+                ram_bytes=self.ram_mib << 20,
+                vcpu_count=self.vcpu_count,
+                tick_ms=self.tick_ms,
+            ),
             count=self.count,
             load=parse_load(self.load),
-            tick_ms=self.tick_ms,
-            hugetlb=self.hugetlb,
         )
 
 
@@ -74,7 +76,7 @@ def main() -> None:
         case = Case(**values)
         print(f"case {case.name}", flush=True)
         result = asyncio.run(run_linux_chain(case.plan(GUESTS), _tell))
-        print(f"RIG {json.dumps(report_of(result))}", flush=True)
+        print(f"{REPORT_PREFIX}{json.dumps(report_of(result))}", flush=True)
 
 
 def _tell(update: object) -> None:

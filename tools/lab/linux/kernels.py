@@ -30,38 +30,35 @@ class Kernel:
         """(6, 12) of 6.12.95-…."""
         return tuple(int(part) for part in re.findall(r"\d+", self.version)[:2])
 
-    def module(self, name: str) -> bytes | None:
-        """The module's object file, decompressed; None when it is built into the kernel.
+    def modules(self, names: Iterable[str]) -> dict[str, bytes]:
+        """The named modules and all that they need, each after what it needs; none built in.
 
-        Raises LabError when this kernel has it in neither form.
+        Names have underscores, contents are decompressed. Raises LabError for one that this kernel
+        has neither as a module nor built in.
         """
         folder = self._module_folder()
-        wanted = _file_name(name)
-        for path in folder.rglob("*.ko*"):
-            if _file_name(path.name.split(".ko")[0]) == wanted:
-                data = path.read_bytes()
-                return lzma.decompress(data) if path.suffix == ".xz" else data
-        builtin = (folder / "modules.builtin").read_text().split()
-        if any(_file_name(Path(line).stem) == wanted for line in builtin):
-            return None
-        raise LabError(f"kernel {self.version} has no module {name}")
-
-    def modules(self, names: Iterable[str]) -> dict[str, bytes]:
-        """The named modules and all that they need, each after what it needs; none built in."""
+        files = {_plain_name(path.name): path for path in folder.rglob("*.ko*")}
+        builtin = {
+            _plain_name(Path(line).name)
+            for line in (folder / "modules.builtin").read_text().split()
+        }
         loaded: dict[str, bytes] = {}
-        for name in names:
-            self._collect(name, loaded)
-        return loaded
 
-    def _collect(self, name: str, loaded: dict[str, bytes]) -> None:
-        if _file_name(name) in loaded:
-            return
-        data = self.module(name)
-        if data is None:
-            return
-        for needed in _dependencies(data):
-            self._collect(needed, loaded)
-        loaded[_file_name(name)] = data
+        def collect(name: str) -> None:
+            if name in loaded or name in builtin:
+                return
+            if name not in files:
+                raise LabError(f"kernel {self.version} has no module {name}")
+            data = files[name].read_bytes()
+            if files[name].suffix == ".xz":
+                data = lzma.decompress(data)
+            for needed in _dependencies(data):
+                collect(needed)
+            loaded[name] = data
+
+        for name in names:
+            collect(_plain_name(name))
+        return loaded
 
     def _module_folder(self) -> Path:
         for folder in _MODULE_FOLDERS:
@@ -94,11 +91,13 @@ def fetch_linux() -> Path:
     return Path(done.stdout.strip())
 
 
-def _file_name(name: str) -> str:
-    """Modules are called with either sign."""
-    return name.replace("-", "_")
+def _plain_name(file_name: str) -> str:
+    """virtio_rng of virtio-rng.ko.xz: modules are called with either sign."""
+    return file_name.split(".ko", maxsplit=1)[0].replace("-", "_")
 
 
 def _dependencies(module: bytes) -> list[str]:
     match = _DEPENDS.search(module)
-    return [name.decode() for name in match.group(1).split(b",") if name] if match else []
+    if match is None:
+        return []
+    return [_plain_name(name.decode()) for name in match.group(1).split(b",") if name]

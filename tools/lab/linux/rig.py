@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
 import shlex
 import sys
 import sysconfig
@@ -22,10 +21,12 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
 from typing import Any
 
+from tools.lab.cache import cache_folder
 from tools.lab.deadlines import within
-from tools.lab.errors import LabError
+from tools.lab.errors import DeadlineError, LabError
 from tools.lab.linux.cpio import Entry, archive
-from tools.lab.linux.initramfs import busybox, guest_initramfs
+from tools.lab.linux.initramfs import boot_files, guest_initramfs
+from tools.lab.linux.inside import REPORT_PREFIX
 from tools.lab.linux.kernels import Kernel
 from tools.lab.linux.pythonbox import PROJECT, SITE, interpreter, project_files, python_files
 from tools.lab.linux.vmlinux import vmlinux
@@ -36,7 +37,6 @@ L1_MODULES = ("kvm_amd", "tun")
 # From the start of QEMU to the first line of the lab in L1; some 10 s on a quiet machine.
 L1_BOOT_MS = 180_000
 CASE_MS = 240_000
-REPORT_PREFIX = "RIG "
 _LINE_MAX_BYTES = 1 << 20
 _TAIL_LINES = 30
 _COMMAND_LINE = (
@@ -49,7 +49,6 @@ _INIT = """#!/bin/busybox sh
 /bin/busybox mount -t sysfs sys /sys
 for module in $(/bin/busybox cat /modules/order); do /bin/busybox insmod "/modules/$module"; done
 /bin/busybox ip link set lo up
-echo {huge_pages} >/proc/sys/vm/nr_hugepages
 /bin/busybox dmesg -n 1
 export PATH=/bin HOME=/root TMPDIR=/tmp PYTHONPATH=/{project}:/{site}
 {python} -m tools.lab.linux.inside </cases.json 2>&1
@@ -65,13 +64,6 @@ class RigPlan:
     l1_kernel: Kernel
     guests: tuple[Kernel, ...]
     cases: tuple[dict[str, Any], ...]
-    huge_pages: int = 0
-
-
-def cache_folder() -> Path:
-    """Where what is slow to build is kept between runs."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "cpr-vmm" / "rig"
 
 
 class Rig:
@@ -83,7 +75,10 @@ class Rig:
 
     async def next_report(self, deadline_ms: int = CASE_MS) -> dict[str, Any]:
         """The next report of a case. Raises LabError when L1 ends, DeadlineError."""
-        return await within(deadline_ms, f"rig: a report; {self.tail()}", self._read())
+        try:
+            return await within(deadline_ms, "rig: a report", self._read())
+        except DeadlineError as error:
+            raise DeadlineError(f"{error}; {self._last_lines()}") from error
 
     async def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -93,10 +88,9 @@ class Rig:
                 report: dict[str, Any] = json.loads(line[start + len(REPORT_PREFIX) :])
                 return report
             self._tail = [*self._tail[-_TAIL_LINES:], line.rstrip()]
-        raise LabError(f"rig: L1 ended before the report; {self.tail()}")
+        raise LabError(f"rig: L1 ended before the report; {self._last_lines()}")
 
-    def tail(self) -> str:
-        """What L1 said last."""
+    def _last_lines(self) -> str:
         return "its last lines:\n" + "\n".join(self._tail)
 
 
@@ -141,17 +135,10 @@ def _segments(plan: RigPlan) -> list[bytes]:
 
 def _l1_files(plan: RigPlan) -> list[Entry]:
     """L1's own init, the checkout and the cases."""
-    modules = plan.l1_kernel.modules(L1_MODULES)
-    init = _INIT.format(
-        huge_pages=plan.huge_pages, project=PROJECT, site=SITE, python=shlex.quote(interpreter())
-    )
+    init = _INIT.format(project=PROJECT, site=SITE, python=shlex.quote(interpreter()))
     return [
-        Entry.char_device("dev/console", 5, 1),
-        Entry.file("init", init.encode(), executable=True),
-        busybox(plan.l1_kernel.root),
+        *boot_files(plan.l1_kernel, L1_MODULES, init.encode()),
         Entry.link("bin/sh", "busybox"),
-        Entry.file("modules/order", "\n".join(f"{name}.ko" for name in modules).encode()),
-        *(Entry.file(f"modules/{name}.ko", data) for name, data in modules.items()),
         *project_files(_PROJECT_ROOT),
         Entry.file("cases.json", json.dumps(plan.cases).encode()),
     ]
@@ -192,7 +179,7 @@ def _digest(*texts: str) -> str:
 
 def _cached(name: str, stamp: str, entries: Callable[[], Iterable[Entry]]) -> bytes:
     """The archive of this name and stamp; an older one of the same name is replaced."""
-    folder = cache_folder()
+    folder = cache_folder() / "rig"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{stamp}.cpio"
     if path.exists():

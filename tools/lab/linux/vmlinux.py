@@ -14,20 +14,20 @@ import zstandard
 
 from tools.lab.errors import LabError
 from tools.lab.linux.kernels import Kernel
+from vmm.boot.linux_image import HEADER_OFFSET, parse_bzimage
 
-# The payload of a bzImage, relative to its protected-mode part (Linux boot protocol 2.08).
-_SETUP_SECTORS_OFFSET, _PAYLOAD_OFFSET = 0x1F1, 0x248
-_SECTOR_BYTES = 512
+# Offset and size of what is compressed, in the setup header (Linux boot protocol 2.08).
+_PAYLOAD = struct.Struct("<II")
+_PAYLOAD_OFFSET = 0x248 - HEADER_OFFSET
 _LZ4_LEGACY_MAGIC, _ZSTD_MAGIC, _XZ_MAGIC = b"\x02\x21\x4c\x18", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ"
 _LZ4_BLOCK_BYTES = 8 << 20  # what one block of the legacy form unpacks to, at most
 
 
 def vmlinux(kernel: Kernel) -> bytes:
-    """Raises LabError for a compression that we do not know."""
-    data = kernel.image.read_bytes()
-    start = (data[_SETUP_SECTORS_OFFSET] + 1) * _SECTOR_BYTES
-    offset, size = struct.unpack_from("<II", data, _PAYLOAD_OFFSET)
-    return _unpack(data[start + offset : start + offset + size], kernel.version)
+    """Raises BootError for a damaged image, LabError for a compression that we do not know."""
+    image = parse_bzimage(kernel.image.read_bytes(), str(kernel.image))
+    offset, size = _PAYLOAD.unpack_from(image.setup_header, _PAYLOAD_OFFSET)
+    return _unpack(image.kernel[offset : offset + size], kernel.version)
 
 
 def _unpack(payload: bytes, version: str) -> bytes:
