@@ -14,7 +14,7 @@ from tools.lab.model.world import ALL_GUARDS, Fault, Guard, ModelError, Setup, S
 
 MUTANTS = {mutant.name: mutant for mutant in all_mutants()}
 # Every so many; .ci/run looks at all of them (cpr-model --mutants).
-STRIDE = 61
+STRIDE = 83
 
 
 @cache
