@@ -18,7 +18,8 @@ from pathlib import Path
 from qemu.qmp import ExecuteError
 
 from tools.lab.bench.alone import measure_accels, measure_process
-from tools.lab.bench.network import measure_nics, measure_path
+from tools.lab.bench.cards import measure_nics
+from tools.lab.bench.path import measure_path
 from tools.lab.bench.plan import FULL, QUICK, Group
 from tools.lab.bench.results import BenchResult, GroupResult, to_json
 from tools.lab.bench.rounds import Progress

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.needs import peer_qemu
 from tools import bench
 
 
@@ -43,6 +44,23 @@ def test_path_of_a_frame_is_measured(tmp_path: Path) -> None:
     assert row["figures"]["frames_per_s"]["p50"] > 0
     assert row["figures"]["cpu_us_per_frame"]["p50"] > 0
     assert row["figures"]["round_trip_us"]["p50"] > 0
+
+
+@pytest.mark.long
+@pytest.mark.needs_tun
+@pytest.mark.needs_peer_qemu
+def test_path_of_a_frame_is_measured_beside_a_real_qemu(accel: str, tmp_path: Path) -> None:
+    report = tmp_path / "bench.json"
+    words = ["--only", "path", "--accel", accel, "--quick", "--qemu", str(peer_qemu())]
+    assert bench.main([*words, "--json", str(report)]) == 0
+    result = json.loads(report.read_text())
+    theirs = {"kvm": "kvm", "unicorn": "tcg"}[accel]
+    assert [row["name"] for row in result["rows"]] == [f"echo/{accel}", f"echo/qemu-{theirs}"]
+    ours, qemus = (row["figures"] for row in result["rows"])
+    for figure, summary in ours.items():
+        assert summary["n"] == qemus[figure]["n"]
+        assert min(summary["p50"], qemus[figure]["p50"]) > 0
+    assert result["left_out"] == []
 
 
 @pytest.mark.long

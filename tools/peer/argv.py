@@ -11,7 +11,7 @@ MIB = 1 << 20
 RAM_ID = "ram0"
 
 # Some hosts offer ARCH_CAPABILITIES and then refuse the value that QEMU read from them (MSR 0x10a).
-_CPU = {"kvm": "max,-arch-capabilities", "tcg": "max"}
+CPU_OPTIONS = {"kvm": "max,-arch-capabilities", "tcg": "max"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,9 @@ class PeerBuild:
 
 def qemu_build(command: Sequence[str], accel: str) -> PeerBuild:
     """QEMU with `kvm` or `tcg`; its machine with the fewest surprises is `pc`."""
-    return PeerBuild(f"qemu/{accel}", tuple(command), "pc", ("-accel", accel, "-cpu", _CPU[accel]))
+    return PeerBuild(
+        f"qemu/{accel}", tuple(command), "pc", ("-accel", accel, "-cpu", CPU_OPTIONS[accel])
+    )
 
 
 def our_build(command: Sequence[str], accel: str) -> PeerBuild:

@@ -10,7 +10,7 @@ in 64-bit mode over an identity map of all RAM, or in 32-bit mode with flat segm
 Low memory then holds (guest-physical):
 
     0x01000  GDT: null, null, 0x10 code, 0x18 data, 0x20 TSS
-    0x02000  boot info, 64 bytes
+    0x02000  boot info, 80 bytes
     0x03000  command line, up to 4095 bytes, NUL-terminated
     0x10000  page tables: PML4, PDPT, then one page directory for each GiB, 2 MiB pages
     0x60000  stacks, one page for each vCPU; up to 0x80000
@@ -18,8 +18,9 @@ Low memory then holds (guest-physical):
 
 Boot info, little-endian: u64 magic "CPRBOOT1", u32 version, u32 size, u64 RAM below 4 GiB, u64 RAM
 above 4 GiB (both in bytes), u64 end of the identity map, u32 vCPUs, u32 command-line length, u64
-command-line address, u16 clock port (8 ports for each vCPU, see devices/clock.py), u16 serial port
-(0: none), u32 reserved.
+command-line address, u16 clock port (8 ports for each vCPU, see devices/clock.py), u16 serial port,
+u32 reserved, u64 address of the first virtio-mmio register page, u32 bytes from one to the next,
+u32 how many there may be. A port of 0: there is none.
 """
 
 from __future__ import annotations
@@ -49,12 +50,23 @@ COMMAND_LINE_MAX_BYTES = 4095  # one page with its NUL
 
 BOOT_INFO_MAGIC = int.from_bytes(b"CPRBOOT1", "little")
 BOOT_INFO_VERSION = 1
-_BOOT_INFO = struct.Struct("<QIIQQQIIQHHI")
+_BOOT_INFO = struct.Struct("<QIIQQQIIQHHIQII")
 
 _PAGE = 0x1000
 _GIB = 1 << 30
 _MAP_MIN_GIB = 4  # always reach the device addresses below 4 GiB
 _MAP_MAX_GIB = (STACKS_ADDRESS - PAGE_TABLES_ADDRESS) // _PAGE - 2  # as many directories as fit: 78
+
+
+@dataclass(frozen=True, slots=True)
+class DirectDevices:
+    """Where a direct-boot guest finds its devices; port 0: there is none."""
+
+    clock_port: int
+    serial_port: int
+    virtio_base: int
+    virtio_step: int
+    virtio_slots: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +93,7 @@ def direct_boot_pieces(
     ram_bytes: int,
     vcpu_count: int,
     command_line: str,
-    clock_port: int,
-    serial_port: int,
+    devices: DirectDevices,
 ) -> tuple[BootPiece, ...]:
     """The low-memory structures of a direct boot.
 
@@ -107,9 +118,12 @@ def direct_boot_pieces(
         vcpu_count,
         len(text),
         COMMAND_LINE_ADDRESS,
-        clock_port,
-        serial_port,
+        devices.clock_port,
+        devices.serial_port,
         0,
+        devices.virtio_base,
+        devices.virtio_step,
+        devices.virtio_slots,
     )
     tables = identity_page_tables(map_gib, PAGE_TABLES_ADDRESS)
     stacks = BootPiece("the stacks", STACKS_ADDRESS, b"", vcpu_count * STACK_SIZE_BYTES)

@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from importlib import resources
 
 from vmm.boot.acpi import AcpiMachine
-from vmm.boot.direct import IMAGE_ADDRESS, DirectStart, direct_boot_pieces
+from vmm.boot.direct import IMAGE_ADDRESS, DirectDevices, DirectStart, direct_boot_pieces
 from vmm.boot.elf import ElfImage, is_elf, parse_elf
 from vmm.boot.files import read_image, read_start
 from vmm.boot.guest.report import WORK_START
@@ -37,6 +37,7 @@ from vmm.boot.realmode import (
 from vmm.config import FloppyImage, VmmConfig
 from vmm.devices.clock import CLOCK_PORT
 from vmm.devices.serial import COM1_PORT
+from vmm.devices.virtio.mmio import VIRTIO_MMIO_BASE, VIRTIO_MMIO_GSIS, VIRTIO_MMIO_SIZE
 from vmm.errors import BootError
 
 __all__ = ["BUILTIN_KERNEL", "BootPlan", "builtin_guest_elf", "plan_boot"]
@@ -178,6 +179,11 @@ def _direct_boot(config: VmmConfig, starts: dict[int, CpuStart]) -> tuple[BootPi
         ram_bytes=config.memory_size_bytes,
         vcpu_count=config.vcpu_count,
         command_line=config.append,
-        clock_port=CLOCK_PORT,
-        serial_port=COM1_PORT if config.serials else 0,
+        devices=DirectDevices(
+            clock_port=CLOCK_PORT,
+            serial_port=COM1_PORT if config.serials else 0,
+            virtio_base=VIRTIO_MMIO_BASE,
+            virtio_step=VIRTIO_MMIO_SIZE,
+            virtio_slots=len(VIRTIO_MMIO_GSIS),
+        ),
     )

@@ -20,6 +20,7 @@ from vmm.config import FloppyImage, LoaderDevice, VmmConfig
 from vmm.errors import BootError
 
 MIB, GIB = 1 << 20, 1 << 30
+BOOT_INFO = "<QIIQQQIIQHHIQII"
 SECTOR = b"\xeb\xfe".ljust(510, b"\0") + b"\x55\xaa"
 
 
@@ -67,10 +68,11 @@ def test_nothing_given_boots_the_builtin_guest_on_every_vcpu_in_long_mode() -> N
     assert plan.cpu_state(2, RESET_STATE) is None
     written = _written(plan)
     assert written[COMMAND_LINE_ADDRESS] == b"pages=7\0"
-    info = struct.unpack("<QIIQQQIIQHHI", written[BOOT_INFO_ADDRESS])
+    info = struct.unpack(BOOT_INFO, written[BOOT_INFO_ADDRESS])
     assert info == (
-        *(int.from_bytes(b"CPRBOOT1", "little"), 1, 64, 16 * MIB, 0, 4 * GIB, 2, 7),
+        *(int.from_bytes(b"CPRBOOT1", "little"), 1, 80, 16 * MIB, 0, 4 * GIB, 2, 7),
         *(COMMAND_LINE_ADDRESS, 0xE00, 0x3F8, 0),
+        *(0xD000_0000, 0x1000, 17),
     )
 
 
@@ -80,7 +82,7 @@ def test_nothing_given_boots_the_builtin_guest_on_every_vcpu_in_long_mode() -> N
 )
 def test_boot_info_says_what_is_ram_and_what_is_mapped(ram_bytes: int, mapped_gib: int) -> None:
     written = _written(plan_boot(VmmConfig(memory_size_bytes=ram_bytes)))
-    _, _, _, below, above, mapped, *_ = struct.unpack("<QIIQQQIIQHHI", written[BOOT_INFO_ADDRESS])
+    _, _, _, below, above, mapped, *_ = struct.unpack(BOOT_INFO, written[BOOT_INFO_ADDRESS])
     assert below == min(ram_bytes, 3 * GIB)
     assert below + above == ram_bytes
     assert mapped == mapped_gib * GIB

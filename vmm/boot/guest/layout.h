@@ -24,9 +24,12 @@ struct boot_info {
     u32 vcpu_count;
     u32 cmdline_length;
     u64 cmdline_address;
-    u16 clock_port;
+    u16 clock_port;  /* 0: there is none, and the TSC is the clock */
     u16 serial_port; /* 0: there is none */
     u32 reserved;
+    u64 virtio_base; /* virtio-mmio register pages: address, distance and number */
+    u32 virtio_step;
+    u32 virtio_slots;
 };
 
 /* Report: one slot for each vCPU. */

@@ -1,8 +1,5 @@
 #include "net_virtio.h"
 
-#define MMIO_BASE 0xd0000000ull
-#define MMIO_STEP 0x1000
-#define MMIO_SLOTS 17
 #define MAGIC_VALUE 0x74726976 /* "virt" */
 #define DEVICE_NET 1
 
@@ -154,10 +151,10 @@ void net_virtio_work(struct net *net, u64 now)
 
 /* ---- start (virtio 1.2, 3.1.1) ----------------------------------------------------------------- */
 
-static volatile u32 *find_device(void)
+static volatile u32 *find_device(const struct boot_info *info)
 {
-    for (u64 slot = 0; slot < MMIO_SLOTS; slot++) {
-        volatile u32 *registers = (volatile u32 *)(MMIO_BASE + slot * MMIO_STEP);
+    for (u64 slot = 0; slot < info->virtio_slots; slot++) {
+        volatile u32 *registers = (volatile u32 *)(info->virtio_base + slot * info->virtio_step);
         if (registers[MAGIC] == MAGIC_VALUE && registers[VERSION] == 2 &&
             registers[DEVICE_ID] == DEVICE_NET)
             return registers;
@@ -232,7 +229,7 @@ struct net *net_virtio_start(const struct boot_info *info, struct net_report *re
     struct link *link = &memory()->link;
     if (!net_start(net, info, report, now))
         return 0;
-    volatile u32 *registers = find_device();
+    volatile u32 *registers = find_device(info);
     if (!registers)
         return 0;
     zero_bytes(link, sizeof *link);

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from tools.lab.bench import network
-from tools.lab.bench.network import FRAME_BYTES, cpu_time_us, echo
+from tools.lab.bench import path
+from tools.lab.bench.path import FRAME_BYTES, cpu_time_us, echo
 from tools.lab.errors import CheckFailedError
 
 Answer = Callable[[int, bytes], list[bytes]]
@@ -31,7 +31,7 @@ def peer(answer: Answer) -> Iterator[socket.socket]:
 
     thread = threading.Thread(target=serve)
     thread.start()
-    ours.settimeout(network.ECHO_DEADLINE_S)
+    ours.settimeout(path.ECHO_DEADLINE_S)
     try:
         yield ours
     finally:
@@ -61,7 +61,7 @@ def test_every_frame_comes_back_with_its_round_trip(window: int) -> None:
 def test_frame_that_does_not_come_back_once_ends_the_measurement(
     answer: Answer, problem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(network, "ECHO_DEADLINE_S", 1.0)
+    monkeypatch.setattr(path, "ECHO_DEADLINE_S", 1.0)
     with peer(answer) as sock, pytest.raises(CheckFailedError, match=problem):
         echo(sock, 8, 2)
 
