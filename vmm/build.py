@@ -192,7 +192,17 @@ def _assemble(
         undo.callback(vm.close)
         bus = SystemBus()
         irqs = IrqLines(vm.irq_line)
-        outside = Outside(chardevs, netdevs, images, events, loop, irqs, memory.ram, bus)
+        outside = Outside(
+            chardevs,
+            netdevs,
+            images,
+            events,
+            loop,
+            irqs,
+            memory.ram,
+            bus,
+            vm.signal_on_store if config.virtio_ioeventfd else None,
+        )
         devices = tuple(spec.plug(outside) for spec in _device_specs(config))
         lease = RunLease(memory.ram.memfd(first_block).fileno(), memory.control)
         undo.callback(lease.close)

@@ -307,6 +307,7 @@ class VmmConfig:
     netdevs: tuple[TapNetdev, ...] = ()
     drives: tuple[Drive, ...] = ()
     virtio: tuple[VirtioDevice, ...] = ()  # in command-line order, which is address order
+    virtio_ioeventfd: bool = True  # notifications by eventfd, where the accelerator has them
     floppy: FloppyImage | None = None
     kernel: Path | None = None
     initrd: Path | None = None

@@ -19,6 +19,7 @@ from vmm.devices.chardev import CharBackend
 from vmm.devices.irq import IrqLines
 from vmm.devices.net.netdev import Netdev
 from vmm.devices.virtio.blk_image import RawImage
+from vmm.devices.virtio.doorbell import SignalOnStore
 
 
 class GuestEvents(Protocol):
@@ -53,6 +54,7 @@ class Outside:
     irqs: IrqLines
     ram: GuestRam
     bus: SystemBus
+    signal_on_store: SignalOnStore | None = None  # None: every notification goes to the bus
 
     def guest_exit(self, status: int) -> None:
         """Called on a vCPU thread; passes through the one door to the loop."""

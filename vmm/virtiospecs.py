@@ -21,6 +21,7 @@ from vmm.devices.virtio.blk import VirtioBlk
 from vmm.devices.virtio.blk_state import BlkState
 from vmm.devices.virtio.console import ConsoleState, VirtioConsole
 from vmm.devices.virtio.device import VirtioDevice
+from vmm.devices.virtio.doorbell import Doorbells
 from vmm.devices.virtio.memory import GuestMemory
 from vmm.devices.virtio.mmio import mmio_slot
 from vmm.devices.virtio.net import VirtioNet
@@ -107,6 +108,10 @@ def _mmio_device(slot: int, name: str, state_type: type[VmState], make: Make) ->
     def plug(outside: Outside) -> Device:
         device = make(outside, GuestMemory(outside.ram.ranges), outside.irqs.connect(gsi))
         outside.bus.attach_mmio(addresses, device)
+        if outside.signal_on_store is not None:
+            device.connect_doorbells(
+                Doorbells(outside.loop), outside.signal_on_store, addresses.start
+            )
         return device
 
     return DeviceSpec(name, state_type, plug)

@@ -155,6 +155,14 @@ class GuestVm(Protocol):
         """
         ...
 
+    def signal_on_store(self, address: int, size: int, value: int, eventfd: int) -> bool:
+        """Signal `eventfd` for each store of `value` at `address`, which then reaches no bus.
+
+        `size` in bytes. The accelerator keeps a reference of its own. False: it cannot, and stores
+        go to the bus. Raises AccelError.
+        """
+        ...
+
     def close(self) -> None:
         """Release the VM and all its vCPUs; their threads have ended."""
         ...

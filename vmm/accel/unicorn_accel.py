@@ -94,6 +94,10 @@ class UnicornVm:
         """None: there is no interrupt controller."""
         return None
 
+    def signal_on_store(self, address: int, size: int, value: int, eventfd: int) -> bool:
+        """False: the store stops the engine anyway."""
+        return False
+
     def close(self) -> None:
         """Release the engine."""
         for vcpu in self.vcpus:

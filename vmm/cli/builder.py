@@ -62,6 +62,7 @@ class ConfigBuilder:
     netdevs: dict[str, TapNetdev] = field(default_factory=dict)
     drives: dict[str, Drive] = field(default_factory=dict)
     virtio: list[VirtioDevice] = field(default_factory=list)
+    virtio_ioeventfd: bool = True
     used_consoles: set[int] = field(default_factory=set)  # places in `virtio` with a virtconsole
     floppy: FloppyImage | None = None
     kernel: Path | None = None
@@ -131,6 +132,7 @@ class ConfigBuilder:
             netdevs=tuple(self.netdevs.values()),
             drives=tuple(self.drives.values()),
             virtio=tuple(self.virtio),
+            virtio_ioeventfd=self.virtio_ioeventfd,
             floppy=self.floppy,
             kernel=self.kernel,
             initrd=self.initrd,

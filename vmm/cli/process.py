@@ -58,7 +58,7 @@ def incoming(builder: ConfigBuilder, value: str) -> None:
 
 
 def global_(builder: ConfigBuilder, value: str) -> None:
-    """-global DRIVER.PROPERTY=VALUE; only the driver `migration` exists."""
+    """-global DRIVER.PROPERTY=VALUE, of the drivers `migration` and `virtio-mmio`."""
     found = _GLOBAL.fullmatch(value)
     if found is not None:
         driver, prop, text = found.groups()
@@ -72,8 +72,23 @@ def global_(builder: ConfigBuilder, value: str) -> None:
             raise ConfigError("expects DRIVER.PROPERTY=VALUE")
     if driver == "migration":
         builder.migration_globals[prop] = text
+    elif driver == "virtio-mmio":
+        _virtio_mmio_global(builder, prop, text)
     else:
         builder.warnings.append(f"global {driver}.{prop} has no effect: there is no such driver")
+
+
+def _virtio_mmio_global(builder: ConfigBuilder, prop: str, text: str) -> None:
+    """QEMU's properties of the transport; ours has version 2 of the registers only."""
+    value = parse_bool(text)
+    if value is None:
+        raise ConfigError(f"Parameter '{prop}' expects 'on' or 'off'")
+    if prop == "ioeventfd":
+        builder.virtio_ioeventfd = value
+    elif prop != "force-legacy":
+        raise ConfigError(f"Property 'virtio-mmio.{prop}' not found")
+    elif value:
+        raise ConfigError("there is no legacy transport here")
 
 
 def add_fd(builder: ConfigBuilder, value: str) -> None:

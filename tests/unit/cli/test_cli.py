@@ -345,6 +345,11 @@ def test_globals_in_both_spellings() -> None:
     assert config.warnings == ("global vga.x has no effect: there is no such driver",)
 
 
+def test_notifications_by_eventfd_are_on_unless_the_transport_is_told_otherwise() -> None:
+    assert parse("-global virtio-mmio.force-legacy=false").virtio_ioeventfd
+    assert not parse("-global virtio-mmio.ioeventfd=off").virtio_ioeventfd
+
+
 def test_inherited_fds_are_kept() -> None:
     read_end, write_end = os.pipe()
     try:

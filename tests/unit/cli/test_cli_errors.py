@@ -205,6 +205,18 @@ QEMU_TEXTS = [
         "-global migration.x-events=maybe",
         "can't apply global migration.x-events=maybe: Parameter 'x-events' expects 'on' or 'off'",
     ),
+    (
+        "-global virtio-mmio.ioeventfd=maybe",
+        "-global virtio-mmio.ioeventfd=maybe: Parameter 'ioeventfd' expects 'on' or 'off'",
+    ),
+    (
+        "-global virtio-mmio.force-legacy=on",
+        "-global virtio-mmio.force-legacy=on: there is no legacy transport here",
+    ),
+    (
+        "-global virtio-mmio.foo=on",
+        "-global virtio-mmio.foo=on: Property 'virtio-mmio.foo' not found",
+    ),
     ("-add-fd fd=1,set=1", "-add-fd fd=1,set=1: fd cannot be a standard I/O stream"),
     ("-add-fd fd=999,set=1", "-add-fd fd=999,set=1: fd is not valid or already in use"),
     ("-add-fd fd=3,set=1,zz=1", "-add-fd fd=3,set=1,zz=1: Invalid parameter 'zz'"),

@@ -65,6 +65,8 @@ def _iowr(number: int, size_bytes: int) -> int:
     return (_READ | _WRITE) << 30 | size_bytes << 16 | _io(number)
 
 
+IOEVENTFD = Struct("<QQIiI36x")  # value, address, size, fd, flags
+IOEVENTFD_DATAMATCH = 1
 _IRQCHIP_SIZE_BYTES = IRQCHIP_HEADER.size + IRQCHIP_STATE_SIZE_BYTES
 
 GET_API_VERSION = _io(0x00)
@@ -81,6 +83,7 @@ CREATE_IRQCHIP = _io(0x60)
 IRQ_LINE = _iow(0x61, IRQ_LEVEL.size)
 GET_IRQCHIP = _iowr(0x62, _IRQCHIP_SIZE_BYTES)
 SET_IRQCHIP = _ior(0x63, _IRQCHIP_SIZE_BYTES)
+SET_IOEVENTFD = _iow(0x79, IOEVENTFD.size)
 CREATE_PIT2 = _iow(0x77, PIT_CONFIG.size)
 SET_CLOCK = _iow(0x7B, CLOCK_DATA.size)
 GET_CLOCK = _ior(0x7C, CLOCK_DATA.size)

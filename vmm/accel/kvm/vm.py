@@ -98,6 +98,15 @@ class KvmVm:
         """See GuestVm.irq_line. KVM ignores the level of an input that does not exist."""
         return None if self._chips is None else self._chips.irq_line(gsi)
 
+    def signal_on_store(self, address: int, size: int, value: int, eventfd: int) -> bool:
+        """See GuestVm.signal_on_store (KVM API, KVM_IOEVENTFD)."""
+        request = Buffer(abi.IOEVENTFD.size)
+        flags = abi.IOEVENTFD_DATAMATCH
+        abi.IOEVENTFD.pack_into(request.data, 0, value, address, size, eventfd, flags)
+        what = f"an eventfd for {value:#x} at {address:#x}"
+        checked_ioctl(self._fd, abi.SET_IOEVENTFD, request.address, what)
+        return True
+
     def close(self) -> None:
         """Release the vCPUs, then the VM; their threads have ended."""
         for vcpu in self.vcpus:

@@ -3,10 +3,11 @@
 A device type (net, rng, blk) adds three things: its configuration space, `process`, which serves
 one queue, and its own part of the saved state.
 
-Threads. Register accesses and `notify` come on vCPU threads, the back-end calls on the loop's
-thread: one lock guards all. A queue is served on the thread that notified it, for at most one
-batch; what is left then is served on the loop's thread, batch by batch. So a guest that produces
-faster than we consume cannot hold its vCPU thread here for ever, and with it the stop of an update.
+Threads. Register accesses come on vCPU threads, back-end calls on the loop's thread, notifications
+on either (doorbell.py): one lock guards all. A queue is served on the thread that notified it, for
+at most one batch; what is left then is served on the loop's thread, batch by batch. So a guest that
+produces faster than we consume cannot hold its vCPU thread here for ever, and with it the stop of
+an update.
 
 Between `stop` and `start` nothing touches the queues. `start` serves every queue once: what the
 driver offered while nobody listened, or what the predecessor had to leave, is found then.
@@ -25,6 +26,7 @@ from typing import ClassVar
 from cpr.errors import StateError
 from cpr.vmstate import VmState
 from vmm.devices.irq import SetLevel
+from vmm.devices.virtio.doorbell import Doorbells, SignalOnStore
 from vmm.devices.virtio.errors import VirtqueueError
 from vmm.devices.virtio.features import (
     DRIVER_STATUS_BITS,
@@ -78,6 +80,7 @@ class VirtioDevice(ABC):
         self._set_irq = set_irq
         self._defer = defer
         self._running = False
+        self._doorbells: Doorbells | None = None
         self._queue_sizes = queue_sizes
         self._registers = MmioRegisters(self)
         self.queues = tuple(Virtqueue(memory, size) for size in queue_sizes)
@@ -148,6 +151,16 @@ class VirtioDevice(ABC):
         with self._lock:
             if index < len(self.queues):
                 self._serve(index)
+
+    def connect_doorbells(
+        self, doorbells: Doorbells, signal_on_store: SignalOnStore, page: int
+    ) -> None:
+        """Be notified by eventfds from now on, where there are; `page` is that of the registers.
+
+        Owns `doorbells`. Raises AccelError.
+        """
+        self._doorbells = doorbells
+        doorbells.connect(signal_on_store, page + QUEUE_NOTIFY, len(self.queues), self.notify)
 
     def config_read(self, offset: int, size: int) -> int:
         """Bytes beyond the end read as zero."""
@@ -277,6 +290,8 @@ class VirtioDevice(ABC):
 
     def close(self) -> None:
         """Let go of guest RAM, which is unmapped next. Back-ends belong to the machine."""
+        if self._doorbells is not None:
+            self._doorbells.close()
         with self._lock:
             self._running = False
             for queue in self.queues:
