@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable, Iterable
@@ -16,6 +17,8 @@ from vmm.devices.net.tun import CLONE_DEVICE
 
 ROOT = Path(__file__).parents[1]
 KVM_DEVICE = "/dev/kvm"
+# In a user namespace in which root is somebody else.
+ORDINARY_USER = ("unshare", "--user", "--map-user=1000", "--map-group=1000")
 HUGE_PAGE_POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
 
 
@@ -65,6 +68,16 @@ def tun_opens() -> bool:
     return True
 
 
+def ordinary_user_may_have_a_network() -> bool:
+    """Whether somebody without privilege may make a network namespace and open the tun device."""
+    first = ORDINARY_USER if os.geteuid() == 0 else ()
+    own = ("unshare", "--user", "--map-root-user", "--net", "sh", "-c", f": <>{CLONE_DEVICE}")
+    try:
+        return subprocess.run([*first, *own], capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
 def others_can_read() -> bool:
     """Whether the system's Python, run by any user, can import this checkout and its packages."""
     packages = Path(sysconfig.get_path("purelib"))
@@ -81,6 +94,10 @@ def is_root() -> bool:
 NEEDS = {
     "needs_kvm": Need(kvm_opens, f"{KVM_DEVICE} cannot be opened here"),
     "needs_tun": Need(tun_opens, f"not root, or {CLONE_DEVICE} cannot be opened here"),
+    "needs_user_network": Need(
+        ordinary_user_may_have_a_network,
+        f"an ordinary user may not make a network namespace, or not open {CLONE_DEVICE}, here",
+    ),
     "needs_root": Need(is_root, "not running as root"),
     "needs_readable": Need(
         others_can_read, "other users cannot read this checkout, or have no Python of its version"

@@ -4,10 +4,10 @@ The lock is QEMU's, byte for byte, so that QEMU and this VMM respect each other:
 open-file-description locks, at byte 100+p for each permission p that we use and at byte 200+p for
 each that we do not let others use; then a look whether anybody's opposite byte is locked.
 
-An update hands over the *description* (SCM_RIGHTS), and with it the lock, which therefore is never
-free in between: no third process can come first. Who of the two processes may use it says the run
-lease. A successor that opens the image by name instead has a description of its own; it gets the
-lock in `lock` when it starts, after the predecessor's `unlock`.
+An update always hands over the *description* (SCM_RIGHTS), and with it the lock, which therefore is
+never free in between: no third process can come first. Who of the two processes may use it says the
+run lease. So a disk has no property `migrate-fds`: a successor that opened the image by name would
+have to wait for the lock until the guest has stopped, and might not get it.
 """
 
 from __future__ import annotations
@@ -50,20 +50,19 @@ class RawImage:
             raise
 
     @classmethod
-    def open(cls, path: str, image_id: str, *, read_only: bool, lock: bool = True) -> RawImage:
-        """Open by name, locked unless a predecessor still holds the lock. Raises DeviceError."""
+    def open(cls, path: str, image_id: str, *, read_only: bool) -> RawImage:
+        """Open by name, and lock. Raises DeviceError, with QEMU's text if it is locked."""
         flags = (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC
         try:
             fd = os.open(path, flags)
         except OSError as error:
             raise DeviceError(f"Could not open '{path}': {error.strerror}") from error
         image = cls(fd, image_id, path, read_only=read_only)
-        if lock:
-            try:
-                image.lock()
-            except DeviceError:
-                image.close()
-                raise
+        try:
+            image.lock()
+        except DeviceError:
+            image.close()
+            raise
         return image
 
     @classmethod
@@ -102,12 +101,11 @@ class RawImage:
             for bit in _NOT_SHARED:
                 self._require_free(_PERMISSION_BASE + bit, f'shared "{_NAMES[bit]}"')
         except BaseException:
-            self.unlock()
+            self._unlock()
             raise
         self._locked = True
 
-    def unlock(self) -> None:
-        """Let another description have the image; for a successor that opens it by name."""
+    def _unlock(self) -> None:
         every = (base + bit for base in (_PERMISSION_BASE, _SHARED_BASE) for bit in range(4))
         self._set(fcntl.F_UNLCK, every)
         self._locked = False

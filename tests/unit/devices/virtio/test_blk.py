@@ -200,19 +200,19 @@ def test_lock_travels_with_the_description_and_is_never_free(image: RawImage, pa
     adopted.close()
 
 
-def test_successor_with_a_description_of_its_own_gets_the_lock_after_the_release(
+def test_device_does_not_start_while_another_description_has_the_lock(
     image: RawImage, path: Path
 ) -> None:
-    other = RawImage.open(str(path), "d0", read_only=False, lock=False)
+    other = RawImage.adopt(os.open(path, os.O_RDWR), "d0", str(path), read_only=False)
     driver = Driver(
         FakeRam(), VirtioBlk(other, FakeRam().memory(), Line(), Deferred()), Line(), Deferred()
     )
     with pytest.raises(DeviceError, match='"write" lock'):
         driver.device.start()
-    image.unlock()
+    image.close()
     driver.device.start()
     with pytest.raises(DeviceError, match='"write" lock'):
-        image.lock()
+        RawImage.open(str(path), "d1", read_only=False)
     other.close()
 
 
