@@ -234,7 +234,8 @@ class Channel:
             self._receive()
 
     def _drain(self) -> None:
-        """Take everything that is there now."""
+        """Take everything that is there now, and first what came in one read with this message."""
+        self._deliver()
         while self._reading and self._receive():
             pass
 

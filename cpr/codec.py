@@ -3,7 +3,7 @@
 A frame is a fixed header and a body::
 
     0   4  magic "CPRL"
-    4   2  protocol version of this frame
+    4   2  protocol version of this frame, or 0xffff: every version reads it (HELLO, REFUSE, …)
     6   2  kind (cpr.messages.MessageKind)
     8   2  number of fds that travel with the frame's first byte
     10  2  zero
@@ -14,7 +14,8 @@ A frame is a fixed header and a body::
 The header is checked as soon as it is there, before a byte of the body is waited for. The body must
 be exactly the fields of the message's dataclass, with exactly their types: a field more, a field
 less, or a bool where an int belongs is refused by name. New fields are a new protocol version, and
-HELLO says which versions its sender speaks.
+HELLO says which versions its sender speaks. What comes before one is agreed on (BEFORE_AGREEMENT)
+is of every version: there a field more is not looked at, because a later version may have added it.
 """
 
 from __future__ import annotations
@@ -30,15 +31,19 @@ from typing import Any
 
 from cpr.errors import LimitError, LocalProtocolError, RemoteProtocolError
 from cpr.messages import (
+    ANY_PROTOCOL,
+    BEFORE_AGREEMENT,
     FDS_PER_FRAME_MAX,
     MESSAGE_TYPES,
     PROTOCOL_MAX,
     PROTOCOL_MIN,
+    FdOffer,
     Message,
     MessageKind,
 )
 from cpr.plaincbor import dumps, loads
 from cpr.typed import Reader, Readers, Writer, writer_of
+from cpr.vmstate import SectionHeader
 
 MAGIC = b"CPRL"
 _HEADER = struct.Struct(">4sHHHHI16s")
@@ -56,6 +61,8 @@ NESTING_MAX = 8
 _WITHOUT_FIELDS = frozenset(
     message_type for message_type in MESSAGE_TYPES.values() if not dataclasses.fields(message_type)
 )
+# The types of messages, and of records in them, that a later version may add fields to.
+_MAY_GROW = frozenset(MESSAGE_TYPES[kind] for kind in BEFORE_AGREEMENT) | {SectionHeader, FdOffer}
 _STATE_KINDS = frozenset({MessageKind.REHEARSAL, MessageKind.STATE})
 _KINDS = {int(kind): kind for kind in MessageKind}
 
@@ -69,7 +76,7 @@ class Frame:
 
 
 def encode(message: Message, protocol: int = PROTOCOL_MIN, *, fd_count: int = 0) -> bytes:
-    """The frame of `message`.
+    """The frame of `message`; those of BEFORE_AGREEMENT are the same in every `protocol`.
 
     Raises LocalProtocolError for a version that we do not speak, a message larger than its limit,
     or an `fd_count` that the message cannot have.
@@ -95,7 +102,8 @@ def _encode(message: Message, protocol: int, fd_count: int) -> bytes:
         raise LocalProtocolError(
             f"{kind.name} has {len(body)} bytes; the limit is {_size_max(kind)}"
         )
-    return _HEADER.pack(MAGIC, protocol, kind, fd_count, 0, len(body), _digest(body)) + body
+    version = ANY_PROTOCOL if kind in BEFORE_AGREEMENT else protocol
+    return _HEADER.pack(MAGIC, version, kind, fd_count, 0, len(body), _digest(body)) + body
 
 
 # Of a message that says no more than its kind there is one frame, made before the blackout.
@@ -195,7 +203,7 @@ def _parse_header(buffer: bytearray) -> tuple[MessageKind, int, int, bytes]:
     magic, version, number, fd_count, reserved, size_bytes, digest = _HEADER.unpack_from(buffer)
     if magic != MAGIC:
         raise _not_a_frame(buffer)
-    if not PROTOCOL_MIN <= version <= PROTOCOL_MAX:
+    if version != ANY_PROTOCOL and not PROTOCOL_MIN <= version <= PROTOCOL_MAX:
         raise RemoteProtocolError(
             f"the peer sent a frame of protocol {version}; this build reads "
             f"{PROTOCOL_MIN}..{PROTOCOL_MAX}"
@@ -203,6 +211,11 @@ def _parse_header(buffer: bytearray) -> tuple[MessageKind, int, int, bytes]:
     kind = _KINDS.get(number)
     if kind is None:
         raise RemoteProtocolError(f"protocol {version} has no message of kind {number}")
+    if (version == ANY_PROTOCOL) != (kind in BEFORE_AGREEMENT):
+        raise RemoteProtocolError(
+            f"{kind.name} came in a frame of protocol {version}; HELLO, REFUSE, ABORT and FAILED "
+            f"have {ANY_PROTOCOL}, and nothing else has"
+        )
     if reserved:
         raise RemoteProtocolError(f"{kind.name}: reserved header field is {reserved}, expected 0")
     if size_bytes > _size_max(kind):
@@ -231,12 +244,13 @@ def _decode_body(kind: MessageKind, body: bytes) -> Message:
 def _nested_reader(cls: type[Any]) -> Reader:
     hints = typing.get_type_hints(cls)
     names = frozenset(field.name for field in dataclasses.fields(cls))
+    may_grow = cls in _MAY_GROW
     readers = tuple((field.name, _TYPES.of(hints[field.name])) for field in dataclasses.fields(cls))
 
     def read(value: Any, where: str) -> Any:
         if type(value) is not dict:
             raise _TYPES.wrong(where, "map", value)
-        if value.keys() != names:
+        if value.keys() != names and not (may_grow and value.keys() > names):
             missing = ", ".join(sorted(names - value.keys())) or "none"
             unknown = ", ".join(sorted(map(repr, value.keys() - names))) or "none"
             raise RemoteProtocolError(

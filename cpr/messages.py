@@ -20,6 +20,10 @@ from cpr.vmstate import Section, SectionHeader
 PROTOCOL_MIN = 1
 PROTOCOL_MAX = 1
 
+# In the frames of what may be said before a protocol is agreed on (`BEFORE_AGREEMENT`). Every
+# version reads and writes them alike, for ever: two without a protocol in common can still say so.
+ANY_PROTOCOL = 0xFFFF
+
 # A frame's fds go out with its first byte in one sendmsg, and the kernel takes at most 253 in one
 # (SCM_MAX_FD). 64 keeps the ancillary buffer of every read small; more fds are several Fds frames.
 FDS_PER_FRAME_MAX = 64
@@ -46,6 +50,12 @@ class MessageKind(IntEnum):
     RUNNING = 22
     FAILED = 23
     MAIN_HEADER = 32
+
+
+# They may gain fields, which an older version does not look at, and lose or change none.
+BEFORE_AGREEMENT = frozenset(
+    {MessageKind.HELLO, MessageKind.REFUSE, MessageKind.ABORT, MessageKind.FAILED}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +85,9 @@ class Message:
 class Hello(Message):
     """All that the target needs to know to accept or to refuse while the guest still runs.
 
-    `protocol_min..protocol_max` is what the source speaks, and HELLO itself is encoded in the
-    lowest of them. `machine` is the part of the configuration that both sides must share.
-    `user_paced` says that a person decides when the guest stops, so the target sets no deadline
-    for STATE. `nonce` ties the main channel to this update.
+    `protocol_min..protocol_max` is what the source speaks after HELLO. `machine` is the part of the
+    configuration that both sides must share. `user_paced` says that a person decides when the guest
+    stops, so the target sets no deadline for STATE. `nonce` ties the main channel to this update.
     """
 
     KIND: ClassVar[MessageKind] = MessageKind.HELLO

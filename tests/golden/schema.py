@@ -19,26 +19,73 @@ from collections.abc import Iterator
 from typing import Any
 
 import vmm
-from cpr.messages import MESSAGE_TYPES
-from cpr.vmstate import VmState
+from cpr.messages import (
+    BEFORE_AGREEMENT,
+    MESSAGE_TYPES,
+    PROTOCOL_MAX,
+    PROTOCOL_MIN,
+    FdOffer,
+)
+from cpr.vmstate import Section, SectionHeader, VmState
 
 _DIGEST_CHARS = 16
 
 
 def schema() -> dict[str, Any]:
-    """Sections by NAME, the records in them by class, and messages by kind."""
+    """Sections by NAME, records in them by class, messages by kind, and their parts."""
     sections, records = {}, {}
+    users = sections_of_records()
     for cls in state_types():
         described = _described(cls)
         if name := getattr(cls, "NAME", None):
             versions = {"version": cls.VERSION, "reads_from": cls.READS_FROM}
             sections[name] = versions | {"optional": cls.OPTIONAL} | described
         else:
-            records[cls.__name__] = described
+            records[cls.__name__] = {"sections": users[cls.__name__]} | described
     messages = {
-        kind.name: {"number": int(kind)} | _described(cls) for kind, cls in MESSAGE_TYPES.items()
+        kind.name: {"number": int(kind), "may_grow": kind in BEFORE_AGREEMENT} | _described(cls)
+        for kind, cls in MESSAGE_TYPES.items()
     }
-    return {"sections": sections, "records": records, "messages": messages}
+    parts = {
+        cls.__name__: {"may_grow": may_grow} | _described(cls)
+        for cls, may_grow in ((FdOffer, True), (SectionHeader, True), (Section, False))
+    }
+    return {
+        "sections": sections,
+        "records": records,
+        "messages": messages,
+        "parts": parts,
+        "protocol": {"min": PROTOCOL_MIN, "max": PROTOCOL_MAX},
+    }
+
+
+def sections_of_records() -> dict[str, list[str]]:
+    """Record class -> NAMEs of the sections that hold it, directly or in another record."""
+    kinds = list(state_types())
+    held = {cls: _held_by(cls) for cls in kinds}
+    users: dict[str, set[str]] = {cls.__name__: set() for cls in kinds}
+    for cls in kinds:
+        if not (name := getattr(cls, "NAME", None)):
+            continue
+        reached, new = set[type[VmState]](), {cls}
+        while new:
+            reached |= new
+            new = {other for each in new for other in held[each]} - reached
+        for record in reached:
+            users[record.__name__].add(name)
+    return {record: sorted(names) for record, names in users.items()}
+
+
+def _held_by(cls: type[VmState]) -> set[type[VmState]]:
+    """The state classes in the annotations of a class."""
+    found: set[type[VmState]] = set()
+    waiting: list[Any] = list(typing.get_type_hints(cls).values())
+    while waiting:
+        hint = waiting.pop()
+        waiting += typing.get_args(hint)
+        if isinstance(hint, type) and issubclass(hint, VmState):
+            found.add(hint)
+    return found
 
 
 def state_types() -> Iterator[type[VmState]]:

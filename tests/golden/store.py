@@ -4,12 +4,14 @@
     tests/golden/VERSION/sections/NAME.cbor         a section's payload
     tests/golden/VERSION/messages/KIND.cprl         a message, as a frame
 
-A version is released when CHANGELOG.md has a dated heading for it. Its files are never rewritten. A
-wording that changed without a change of meaning is entered in REWORDED, with its reason.
+A version is released when CHANGELOG.md has a dated heading for it. Its files are never rewritten: a
+digest of them all is kept in released.json (`python -m tests.golden.write --release`). A wording
+that changed without a change of meaning is entered in REWORDED, with its reason.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -27,6 +29,7 @@ PLACE = Path(__file__).parent
 ROOT = PLACE.parents[1]
 _RELEASE = re.compile(r"^## \[(?P<version>\d+\.\d+\.\d+)\] - \d{4}-\d\d-\d\d", re.MULTILINE)
 SCHEMA, SECTIONS, MESSAGES_DIR = "schema.json", "sections", "messages"
+RELEASED = "released.json"
 
 # (version, section, record or message) -> why its text may differ although nothing else does.
 REWORDED: Mapping[tuple[str, str], str] = {}
@@ -35,6 +38,36 @@ REWORDED: Mapping[tuple[str, str], str] = {}
 def released_versions() -> frozenset[str]:
     """Versions with a dated heading in the changelog."""
     return frozenset(_RELEASE.findall((ROOT / "CHANGELOG.md").read_text()))
+
+
+def seal(version: str) -> None:
+    """Keep the digest of a released version's files; ValueError when that was done before."""
+    sealed = _sealed()
+    if version in sealed:
+        raise ValueError(f"version {version} is sealed already")
+    text = json.dumps(sealed | {version: _digest_of(version)}, indent=1, sort_keys=True)
+    (PLACE / RELEASED).write_text(text + "\n")
+
+
+def edited_versions() -> list[str]:
+    """Released versions whose files are not those that were released, or that nobody sealed."""
+    sealed = _sealed()
+    return [v for v in sorted(released_versions()) if sealed.get(v) != _digest_of(v)]
+
+
+def _sealed() -> dict[str, str]:
+    path = PLACE / RELEASED
+    sealed: dict[str, str] = json.loads(path.read_text()) if path.is_file() else {}
+    return sealed
+
+
+def _digest_of(version: str) -> str:
+    place = PLACE / version
+    digest = hashlib.sha256()
+    for path in sorted(path for path in place.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(place)} {len(content)}\0".encode() + content)
+    return digest.hexdigest()
 
 
 def recorded_versions() -> list[str]:

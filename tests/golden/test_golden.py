@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from cpr.codec import FrameDecoder
 from cpr.plaincbor import loads
 from cpr.vmstate import NESTING_MAX, VmState
 from tests.golden import store
+from tests.golden.checker import changes_without_a_step
 from tests.golden.examples import STATES
 from tests.golden.schema import schema, state_types
 from tests.unit.cpr.examples import MESSAGES
@@ -82,75 +85,6 @@ def test_golden_message_is_understood(path: Any) -> None:
 # ---- the checker ---------------------------------------------------------------------------------
 
 
-def changes_without_a_step(then: dict[str, Any], now: dict[str, Any], version: str) -> list[str]:
-    """What a released schema forbids to be otherwise now."""
-    problems = []
-    for name, old in then["sections"].items():
-        new = now["sections"].get(name)
-        if new is None:
-            problems.append(f"section '{name}' is gone; READS_FROM promises that it can be read")
-        elif new["version"] == old["version"]:
-            problems += _different(f"section '{name}'", old, new, version, name)
-        elif new["version"] < old["version"]:
-            problems.append(f"section '{name}': version {old['version']} -> {new['version']}")
-        else:
-            problems += _not_readable(name, old, new)
-    stepped = any(
-        now["sections"].get(name, old)["version"] != old["version"]
-        for name, old in then["sections"].items()
-    )
-    for name, old in then["records"].items():
-        if not stepped:  # a record has the version of its sections
-            problems += _different(f"record {name}", old, now["records"].get(name), version, name)
-    for name, old in then["messages"].items():
-        problems += _different(f"message {name}", old, now["messages"].get(name), version, name)
-    numbers = {each["number"]: name for name, each in now["messages"].items()}
-    for name, old in then["messages"].items():
-        if numbers.get(old["number"], name) != name:
-            problems.append(f"number {old['number']} of {name} means {numbers[old['number']]} now")
-    return problems
-
-
-def _different(what: str, old: Any, new: Any, version: str, name: str) -> list[str]:
-    if new is None:
-        return [f"{what} is gone"]
-    problems = [
-        f"{what}: {key} changed without a version step"
-        for key in old
-        if key not in ("meaning", "fields") and old[key] != new[key]
-    ]
-    if old["fields"] != new["fields"]:
-        names = [f for f in old["fields"] | new["fields"]
-                 if old["fields"].get(f) != new["fields"].get(f)]  # fmt: skip
-        problems.append(f"{what}: field(s) {', '.join(names)} changed without a version step")
-    if old["meaning"] != new["meaning"] and (version, name) not in store.REWORDED:
-        problems.append(
-            f"{what}: what its text says of the fields changed without a version step (if only the "
-            "words changed, say so in tests/golden/store.py: REWORDED)"
-        )
-    return problems
-
-
-def _not_readable(name: str, old: Any, new: Any) -> list[str]:
-    if new["reads_from"] > old["version"]:
-        return []  # given up on purpose: HELLO refuses it by name
-    problems = [
-        f"section '{name}': field '{field}' has another type than in version {old['version']}"
-        for field, about in old["fields"].items()
-        if field in new["fields"] and new["fields"][field]["type"] != about["type"]
-    ]
-    problems += [
-        f"section '{name}': field '{field}' of version {old['version']} is gone"
-        for field in old["fields"].keys() - new["fields"].keys()
-    ]
-    problems += [
-        f"section '{name}': new field '{field}' is not declared with since()"
-        for field in new["fields"].keys() - old["fields"].keys()
-        if new["fields"][field]["since"] <= old["version"] or not new["fields"][field]["default"]
-    ]
-    return problems
-
-
 @pytest.mark.parametrize("version", VERSIONS)
 def test_no_released_section_or_message_changed_without_a_version_step(version: str) -> None:
     problems = changes_without_a_step(store.recorded_schema(version), schema(), version)
@@ -159,6 +93,26 @@ def test_no_released_section_or_message_changed_without_a_version_step(version: 
 
 def test_every_released_version_is_recorded() -> None:
     assert store.released_versions() <= set(VERSIONS)
+
+
+def test_no_file_of_a_released_version_was_edited() -> None:
+    assert store.edited_versions() == []
+
+
+def test_edit_of_a_released_version_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shutil.copytree(store.PLACE / VERSION, tmp_path / VERSION)
+    monkeypatch.setattr(store, "PLACE", tmp_path)
+    monkeypatch.setattr(store, "released_versions", lambda: frozenset({VERSION}))
+    assert store.edited_versions() == [VERSION]  # nobody sealed it
+    store.seal(VERSION)
+    assert store.edited_versions() == []
+    with pytest.raises(ValueError, match="sealed already"):
+        store.seal(VERSION)
+    path = next((tmp_path / VERSION / store.SECTIONS).iterdir())
+    path.write_bytes(path.read_bytes() + b"\0")
+    assert store.edited_versions() == [VERSION]
 
 
 def test_released_version_is_never_rewritten(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,6 +149,25 @@ def _step(**fields: Any) -> Change:
     return change
 
 
+def _both(*changes: Change) -> Change:
+    def change(now: dict[str, Any]) -> None:
+        for each in changes:
+            each(now)
+
+    return change
+
+
+def _step_all(path: str, value: Any) -> Change:
+    """Every section steps, and still reads the old version."""
+
+    def change(now: dict[str, Any]) -> None:
+        for section in now["sections"].values():
+            section["version"] += 1
+        _edit(path, value)(now)
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
@@ -205,7 +178,20 @@ def _step(**fields: Any) -> Change:
         (_edit("sections serial-16550 optional", True), "optional changed"),
         (_edit("sections serial-16550", None), "'serial-16550' is gone"),
         (_edit("sections serial-16550 version", 0), "version 1 -> 0"),
-        (_edit("records QueueState fields size type", "str"), "record QueueState: field(s) size"),
+        (_edit("records QueueState fields size type", "str"), "field(s) size changed"),
+        (_edit("records QueueState", None), "is gone"),
+        (_both(_step(extra=_NEW), _edit("records QueueState fields size type", "str")), "size"),
+        (_step_all("records QueueState fields size type", "str"), "'size' has another type"),
+        (_step_all("records QueueState fields size", None), "'size' of version 1 is gone"),
+        (_step_all("records QueueState fields extra", _NEW | {"since": 1}), "with since()"),
+        (_edit("messages HELLO fields product", None), "message HELLO: field(s) product"),
+        (_edit("messages COMMIT fields extra", _NEW), "message COMMIT: field(s) extra"),
+        (_edit("messages STATE", None), "message STATE is gone"),
+        (_edit("messages ABORT may_grow", False), "may_grow changed"),
+        (_edit("messages DANCE", {"number": 40}), "DANCE is new, and the protocol is not"),
+        (_edit("parts Section fields digest type", "str"), "part of messages Section: field(s)"),
+        (_edit("parts FdOffer fields kind", None), "part of messages FdOffer: field(s) kind"),
+        (_edit("protocol max", 0), "protocol 1 -> 0"),
         (_edit("messages HELLO fields nonce type", "str"), "message HELLO: field(s) nonce"),
         (_edit("messages COMMIT number", 6), "number changed"),
         (_step(extra=_NEW | {"since": 0}), "'extra' is not declared with since()"),
@@ -221,8 +207,21 @@ def test_checker_finds_a_change_without_a_step(change: Change, problem: str) -> 
     assert problem in found
 
 
-def test_checker_lets_a_proper_step_pass() -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(_step(extra=_NEW), id="a section steps"),
+        pytest.param(_step_all("records QueueState fields extra", _NEW), id="so does a record"),
+        pytest.param(_edit("messages HELLO fields extra", _NEW), id="HELLO grows"),
+        pytest.param(_edit("parts FdOffer fields extra", _NEW), id="so does a part of it"),
+        pytest.param(
+            _both(_edit("protocol max", 2), _edit("messages DANCE", {"number": 40})),
+            id="a message of a new protocol",
+        ),
+    ],
+)
+def test_checker_lets_a_proper_step_pass(change: Change) -> None:
     now = schema()
     changed = copy.deepcopy(now)
-    _step(extra=_NEW)(changed)
+    change(changed)
     assert changes_without_a_step(now, changed, VERSION) == []

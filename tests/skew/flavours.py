@@ -46,8 +46,9 @@ FLAVOURS: Mapping[str, Flavour] = {
 
 def expected_refusal(source: Flavour, target: Flavour) -> str | None:
     """What the refusal must name; None when the update works."""
-    if not target.protocol[0] <= source.protocol[0] <= target.protocol[1]:
-        return "protocol"  # HELLO is written in the oldest that its sender speaks
+    (low, high), (low_there, high_there) = source.protocol, target.protocol
+    if max(low, low_there) > min(high, high_there):
+        return f"protocol {low}..{high}, this process {low_there}..{high_there}"
     if not target.ports_reads_from <= source.ports_version <= target.ports_version:
         return PORTS_NAME
     if {source.extra, target.extra} == {Extra.MANDATORY, Extra.NONE}:

@@ -10,7 +10,7 @@ import functools
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import cpr.channel
 import cpr.codec
@@ -19,6 +19,7 @@ import vmm.build
 import vmm.update.inventory
 import vmm.update.source
 import vmm.update.target
+from cpr.messages import MessageKind
 from cpr.vmstate import VmState, since
 from tests.skew.flavours import EXTRA_NAME, FLAVOURS, PORTS_NAME, Extra, Flavour
 from vmm.__main__ import main
@@ -152,6 +153,22 @@ _KNOW_PROTOCOL = (
 )
 
 
+PRESENT_PROTOCOL = cpr.messages.PROTOCOL_MAX
+
+
+def _let_hello_grow() -> None:
+    """A version of the future says more in HELLO, and in the records in it, than we know."""
+    write = cpr.codec._WRITERS[MessageKind.HELLO]
+
+    def write_more(hello: object) -> Any:
+        known = write(hello)
+        sections = [section | {"weight": 1} for section in known["sections"]]
+        return known | {"sections": sections, "mood": "good"}
+
+    writers = dict(cpr.codec._WRITERS) | {MessageKind.HELLO: write_more}
+    cpr.codec._WRITERS = writers
+
+
 def become(flavour: Flavour) -> None:
     """Change this process's product into that version."""
     low, high = flavour.protocol
@@ -163,6 +180,8 @@ def become(flavour: Flavour) -> None:
         for module in modules:
             setattr(module, name, value)
     cpr.codec.encode.__defaults__ = (low,)
+    if high > PRESENT_PROTOCOL:
+        _let_hello_grow()
     specs = vmm.build._device_specs
     ports = _PORTS.get((flavour.ports_version, flavour.ports_reads_from))
 

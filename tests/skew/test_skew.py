@@ -115,4 +115,5 @@ async def test_every_ordered_pair(source: str) -> None:
 
 def test_pairs_that_work_and_pairs_that_are_refused_are_both_there() -> None:
     outcomes = {expected_refusal(a, b) for a in FLAVOURS.values() for b in FLAVOURS.values()}
-    assert outcomes == {None, "protocol", "pc-ports", "fan0"}
+    protocol = "protocol 1..1, this process 2..2"  # and other pairs without one in common
+    assert {None, protocol, "pc-ports", "fan0"} <= outcomes

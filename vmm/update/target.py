@@ -18,7 +18,6 @@ from cpr.driver import Driver
 from cpr.errors import CprError
 from cpr.handshake import Action, Event, Handshake, Phase, Role
 from cpr.messages import (
-    PROTOCOL_MIN,
     Accept,
     Connected,
     Failed,
@@ -170,8 +169,6 @@ class TargetUpdate:
         assert isinstance(message, Hello)
         begin_quiet()
         self._hello = message
-        assert self._channel is not None
-        self._channel.protocol = max(PROTOCOL_MIN, agreed_protocol(message))
         self._refusals = hello_problems(
             message, self._vmm.config, section_types(self._vmm.config, self._accel)
         )
@@ -179,9 +176,11 @@ class TargetUpdate:
 
     def _send_accept(self, _message: Message | None) -> None:
         assert self._hello is not None
+        assert self._channel is not None
+        protocol = self._channel.protocol = agreed_protocol(self._hello)
         self._send(
             Accept(
-                protocol=agreed_protocol(self._hello),
+                protocol=protocol,
                 product=PRODUCT,
                 product_version=VERSION,
                 deferred=self._deferred,

@@ -213,6 +213,28 @@ def test_what_a_gone_peer_said_last_is_heard_before_a_send_to_it_fails() -> None
     run(story())
 
 
+def test_what_came_with_a_message_is_heard_before_the_answer_to_it_fails() -> None:
+    """Both in one read, and the peer is gone: it said Failed before it went."""
+
+    async def story() -> None:
+        channel, theirs = pair()
+        ear = listen(channel)
+
+        def answer() -> None:
+            ear.then = lambda: None
+            with pytest.raises(ChannelError, match="sending failed"):
+                channel.send(Listening())
+
+        ear.then = answer
+        send_raw(theirs, encode(Commit()) + encode(Failed("no room")))
+        theirs.close()
+        lost = "lost: the peer closed the channel"
+        assert await ear.until(3) == [Commit(), Failed("no room"), lost]
+        channel.close()
+
+    run(story())
+
+
 def test_a_send_before_start_fails_without_anybody_to_tell() -> None:
     async def story() -> None:
         channel, theirs = pair()

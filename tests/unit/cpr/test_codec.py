@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import cpr.codec
 from cpr.codec import (
     CONTROL_SIZE_MAX_BYTES,
     FRAME_SIZE_MAX_BYTES,
@@ -21,10 +22,21 @@ from cpr.codec import (
     encode,
 )
 from cpr.errors import LimitError, LocalProtocolError, RemoteProtocolError
-from cpr.messages import FDS_PER_FRAME_MAX, Commit, Failed, Fds, MessageKind, State
+from cpr.messages import (
+    ANY_PROTOCOL,
+    BEFORE_AGREEMENT,
+    FDS_PER_FRAME_MAX,
+    Accept,
+    Commit,
+    Failed,
+    Fds,
+    MessageKind,
+    State,
+)
 from tests.unit.cpr.examples import HELLO, MESSAGES, SECTION
 
 FAILED = Failed("x")
+ACCEPT = dataclasses.asdict(Accept(1, "p", "v", deferred=False))
 
 
 def frame_of(
@@ -32,7 +44,7 @@ def frame_of(
     kind: int = MessageKind.FAILED,
     *,
     magic: bytes = MAGIC,
-    version: int = 1,
+    version: int | None = None,
     fd_count: int = 0,
     reserved: int = 0,
     size: int | None = None,
@@ -41,6 +53,8 @@ def frame_of(
     """A frame made by hand, to be wrong in one place."""
     digest = hashlib.blake2b(body, digest_size=16).digest() if digest is None else digest
     size = len(body) if size is None else size
+    if version is None:
+        version = ANY_PROTOCOL if kind in BEFORE_AGREEMENT else 1
     header = struct.pack(">4sHHHHI16s", magic, version, kind, fd_count, reserved, size, digest)
     return header + body
 
@@ -65,10 +79,31 @@ def test_frames_survive_any_cut(step: int) -> None:
     assert decoder.pending_bytes == 0
 
 
-def test_frame_of_protocol_1_is_these_bytes() -> None:
+def test_frames_are_these_bytes() -> None:
     body = bytes.fromhex("a166726561736f6e6178")  # {"reason": "x"}
     assert encode(FAILED) == frame_of(body, 23)
-    assert encode(FAILED)[:16].hex() == "4350524c00010017000000000000000a"
+    assert encode(FAILED)[:16].hex() == "4350524cffff0017000000000000000a"
+    assert encode(Commit())[:16].hex() == "4350524c000100050000000000000001"
+
+
+def test_what_comes_before_an_agreement_is_the_same_in_every_protocol(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = {kind: encode(MESSAGES[kind]) for kind in BEFORE_AGREEMENT}
+    monkeypatch.setattr(cpr.codec, "PROTOCOL_MIN", 7)
+    monkeypatch.setattr(cpr.codec, "PROTOCOL_MAX", 9)
+    for kind, frame in now.items():
+        assert encode(MESSAGES[kind], 8) == frame
+        assert decoded(frame) == [MESSAGES[kind]]
+
+
+def test_what_comes_before_an_agreement_may_have_grown() -> None:
+    more = {"mood": ["good"]}
+    assert decoded(frame_of(cbor2.dumps({"reason": "x"} | more))) == [FAILED]
+    hello = _as_map(HELLO)
+    hello["sections"] = [section | more for section in hello["sections"]]
+    hello["fds"] = [offer | more for offer in hello["fds"]]
+    assert decoded(frame_of(cbor2.dumps(hello | more), MessageKind.HELLO)) == [HELLO]
 
 
 def test_pending_bytes_are_those_of_the_unfinished_frame() -> None:
@@ -106,8 +141,13 @@ def test_a_frame_says_how_many_fds_are_its() -> None:
         (frame_of(b"\x80"), "FAILED: expected map, got list"),
         (frame_of(b"\xa0"), "FAILED: fields missing: reason; fields unknown: none"),
         (
-            frame_of(cbor2.dumps({"reason": "x", "more": 1})),
-            "FAILED: fields missing: none; fields unknown: 'more'",
+            frame_of(cbor2.dumps(ACCEPT | {"more": 1}), MessageKind.ACCEPT),
+            "ACCEPT: fields missing: none; fields unknown: 'more'",
+        ),
+        (frame_of(b"", version=1), "FAILED came in a frame of protocol 1"),
+        (
+            frame_of(b"", MessageKind.COMMIT, version=ANY_PROTOCOL),
+            "COMMIT came in a frame of protocol 65535",
         ),
         (frame_of(cbor2.dumps({"reason": 1})), "FAILED.reason: expected str, got int"),
     ],
