@@ -21,6 +21,7 @@ from guestram.ram import GuestRam
 from vmm.accel.base import Accelerator, MappedSlot, VmOptions
 from vmm.accel.x86_section import CpuSection
 from vmm.boot.image import plan_boot
+from vmm.boot.plan import BootPlan
 from vmm.config import (
     Chardev,
     DebugConsoleDevice,
@@ -96,7 +97,9 @@ async def boot(
         for drive in config.used_drives():
             images[drive.id] = RawImage.open(str(drive.file), drive.id, read_only=drive.readonly)
             undo.callback(images[drive.id].close)
-        machine = _assemble(config, accel, loop, events, memory, chardevs, netdevs, images)
+        machine = _assemble(
+            config, accel, plan_boot(config), loop, events, memory, chardevs, netdevs, images
+        )
         undo.pop_all()
     machine.reset()
     return machine
@@ -105,6 +108,7 @@ async def boot(
 async def adopt(
     config: VmmConfig,
     accel: Accelerator,
+    boot_plan: BootPlan,
     loop: asyncio.AbstractEventLoop,
     events: GuestEvents,
     fds: FdTable,
@@ -112,8 +116,8 @@ async def adopt(
 ) -> Machine:
     """A machine around the RAM and fds of a running guest; no byte of RAM is written.
 
-    `identities` are what HELLO promised, by fd name. Owns `accel` on success. Raises CprError,
-    RamError, VmmError; nothing is left open then.
+    `boot_plan` is what a later reset loads, `identities` what HELLO promised, by fd name. Owns
+    `accel` on success. Raises CprError, RamError, VmmError; nothing is left open then.
     """
     with contextlib.ExitStack() as undo:
         memory = _adopt_memory(config, fds, identities)
@@ -132,7 +136,9 @@ async def adopt(
         for drive in config.used_drives():
             images[drive.id] = _adopt_image(drive, fds, identities)
             undo.callback(images[drive.id].close)
-        machine = _assemble(config, accel, loop, events, memory, chardevs, netdevs, images)
+        machine = _assemble(
+            config, accel, boot_plan, loop, events, memory, chardevs, netdevs, images
+        )
         undo.pop_all()
     return machine
 
@@ -174,6 +180,7 @@ def section_types(config: VmmConfig, accel: Accelerator) -> dict[str, type[VmSta
 def _assemble(
     config: VmmConfig,
     accel: Accelerator,
+    boot_plan: BootPlan,
     loop: asyncio.AbstractEventLoop,
     events: GuestEvents,
     memory: _Memory,
@@ -181,7 +188,6 @@ def _assemble(
     netdevs: Mapping[str, Netdev],
     images: Mapping[str, RawImage],
 ) -> Machine:
-    boot_plan = plan_boot(config)
     slots = tuple(
         MappedSlot(part.guest_start, part.size_bytes, part.host_address)
         for part in memory.ram.ranges

@@ -17,6 +17,7 @@ from cpr.handshake import Deadlines
 from guestram.errors import EpochMovedError, LeaseBusyError
 from vmm.accel import open_accel
 from vmm.accel.base import Accelerator, StopReason, VcpuStop
+from vmm.boot.image import plan_boot
 from vmm.build import boot
 from vmm.config import MigrationAddress, MigrationChannel, VmmConfig
 from vmm.errors import MigrationError, RunstateError
@@ -30,7 +31,7 @@ from vmm.qmp.server import MonitorServer
 from vmm.runstate import RunState, RunstateMachine
 from vmm.say import say
 from vmm.update.priority import Background
-from vmm.update.quiet import settle_heap
+from vmm.update.quiet import keep_heap, settle_heap
 from vmm.update.source import SourceUpdate
 from vmm.update.target import TargetUpdate
 from vmm.update.warm import warm_up
@@ -84,13 +85,17 @@ class Vmm:
         if self.config.incoming is None:
             await self._boot()
         else:
+            plan = plan_boot(self.config)  # for resets; what can be made now is not made later
+            settle_heap()
             await self._monitors.start()  # at once: a successor is talked to while it waits
-            self._target = TargetUpdate(self, self._open_accel(), self.config.incoming)
+            self._target = TargetUpdate(self, self._open_accel(), plan, self.config.incoming)
             self._target.start()
 
     async def _boot(self) -> None:
         """Make the machine, then answer QMP, so that no command can come before there is one."""
-        self.take_machine(await boot(self.config, self._open_accel(), self._loop, self))
+        machine = await boot(self.config, self._open_accel(), self._loop, self)
+        settle_heap()
+        self.take_machine(machine)
         await self._monitors.start()
         if self.autostart and self.runstate is RunState.PRELAUNCH:  # a client may have been quick
             self._enter_guest()
@@ -107,7 +112,7 @@ class Vmm:
         """The machine is built and owns the accelerator; its guest does not run here yet."""
         self.machine = machine
         self._accel = None
-        settle_heap()
+        keep_heap()
         warm_up(machine)
 
     async def _close(self) -> None:

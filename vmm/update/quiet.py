@@ -11,8 +11,17 @@ import gc
 
 
 def settle_heap() -> None:
-    """Collect and freeze; called while no guest runs in this process."""
+    """Collect and freeze; takes many milliseconds of processor.
+
+    A process that boots does it before its guest runs, a successor before anybody can begin an
+    update: later its collection would take a processor from the guest in the old process.
+    """
     gc.collect()
+    gc.freeze()
+
+
+def keep_heap() -> None:
+    """Freeze what is there without a collection; what a successor built is in use."""
     gc.freeze()
 
 

@@ -33,6 +33,7 @@ from cpr.messages import (
 )
 from guestram.errors import LeaseBusyError, LeaseError, RamError
 from vmm.accel.base import Accelerator
+from vmm.boot.plan import BootPlan
 from vmm.build import adopt, section_types
 from vmm.config import IncomingConfig, MigrationAddress
 from vmm.errors import ConfigError, MigrationError, VmmError
@@ -52,7 +53,9 @@ if TYPE_CHECKING:
 class TargetUpdate:
     """One incoming update: from listening on the cpr address to a running guest, or a reason."""
 
-    def __init__(self, vmm: Vmm, accel: Accelerator, incoming: IncomingConfig) -> None:
+    def __init__(
+        self, vmm: Vmm, accel: Accelerator, boot_plan: BootPlan, incoming: IncomingConfig
+    ) -> None:
         main, cpr = incoming.main, incoming.cpr
         if cpr is None:
             raise ConfigError(
@@ -61,6 +64,7 @@ class TargetUpdate:
             )
         self._vmm = vmm
         self._accel = accel
+        self._boot_plan = boot_plan
         self._loop = asyncio.get_running_loop()
         self._cpr_listener = Listener.open(cpr)
         self._main_address: asyncio.Future[MigrationAddress] = self._loop.create_future()
@@ -200,7 +204,10 @@ class TargetUpdate:
             assert self._hello is not None
             identities = {offer.name: offer.identity for offer in self._hello.fds}
             vmm, fds = self._vmm, self._driver.received_fds
-            vmm.take_machine(await adopt(vmm.config, self._accel, self._loop, vmm, fds, identities))
+            machine = await adopt(
+                vmm.config, self._accel, self._boot_plan, self._loop, vmm, fds, identities
+            )
+            vmm.take_machine(machine)
             leftover = self._driver.received_fds.close_unclaimed()
             if leftover:
                 raise MigrationError(f"received fd(s) {', '.join(leftover)} were never claimed")
