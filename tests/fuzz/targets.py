@@ -18,9 +18,14 @@ from cpr.messages import Message
 from cpr.plaincbor import dumps, loads
 from cpr.vmstate import NESTING_MAX, Section, VmState, section_digest
 from tests.golden.examples import STATES
+from tests.unit.boot.bzimages import bzimage
 from tests.unit.boot.elf_files import make_elf
 from tests.unit.cpr.examples import MESSAGES
+from vmm.boot.acpi import AcpiMachine
 from vmm.boot.elf import parse_elf
+from vmm.boot.linux import LinuxBoot, boot_bzimage, boot_pvh
+from vmm.boot.linux_image import is_bzimage, parse_bzimage
+from vmm.boot.plan import check_pieces
 from vmm.errors import BootError, VmmError
 from vmm.migration.addresses import is_uri, parse_channel, parse_uri
 from vmm.optstr import OptionSyntaxError, parse_keyval, parse_options, parse_size
@@ -146,6 +151,25 @@ def elf(data: bytes) -> None:
         parse_elf(data, "x")
 
 
+_LINUX = LinuxBoot(
+    command_line="console=ttyS0",
+    initrd=b"cpio",
+    ram_bytes=64 << 20,
+    machine=AcpiMachine(vcpu_count=2, serial_count=1, virtio_count=1),
+)
+
+
+def linux(data: bytes) -> None:
+    """A Linux kernel in either form, up to the last byte that it would put into RAM."""
+    with contextlib.suppress(BootError):
+        if is_bzimage(data):
+            loaded = boot_bzimage(parse_bzimage(data, "x"), "x", _LINUX)
+        else:
+            image = parse_elf(data, "x")
+            loaded = boot_pvh(image, image.pvh_entry or 0, "x", _LINUX)
+        check_pieces(loaded.pieces, _LINUX.ram_bytes)
+
+
 TARGETS: Mapping[str, Target] = {
     "codec": Target(
         codec,
@@ -189,5 +213,6 @@ TARGETS: Mapping[str, Target] = {
             b"cpr,addr.transport=socket,addr.type=unix,addr.path=x",
         ],
     ),
+    "linux": Target(linux, [bzimage(), make_elf(64, pvh_entry=0x10_0000)]),
     "elf": Target(elf, [make_elf(64), make_elf(32), make_elf(64, pvh_entry=0x10_0000)]),
 }  # fmt: skip
