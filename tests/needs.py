@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.framework import memory_cgroup
 from tools.lab.cache import cache_folder
 from vmm.devices.net.tun import CLONE_DEVICE
 
@@ -97,6 +98,9 @@ NEEDS = {
     "needs_user_network": Need(
         ordinary_user_may_have_a_network,
         f"an ordinary user may not make a network namespace, or not open {CLONE_DEVICE}, here",
+    ),
+    "needs_memory_cgroup": Need(
+        lambda: memory_cgroup.parent() is not None, "no control group with a memory limit here"
     ),
     "needs_root": Need(is_root, "not running as root"),
     "needs_readable": Need(
