@@ -34,6 +34,8 @@ class Pidfile:
             os.write(self._fd, f"{os.getpid()}\n".encode())
             temporary.replace(self._path)
         except OSError as error:
+            temporary.unlink(missing_ok=True)
+            self._close()
             raise ConfigError(f"cannot create PID file {self._path}: {error.strerror}") from error
         return self
 
@@ -48,4 +50,9 @@ class Pidfile:
         ours = os.fstat(self._fd).st_ino
         if self._path.exists() and self._path.stat().st_ino == ours:
             self._path.unlink()
-        os.close(self._fd)
+        self._close()
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
