@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Callable
+from typing import TypeVar
 
 import pytest
 
@@ -18,13 +20,20 @@ from tools.lab.errors import LabError, LaunchError
 from tools.lab.launcher import Launched, Launcher
 from tools.lab.process import VmmProcess
 
-pytestmark = [pytest.mark.needs_memory_cgroup, pytest.mark.long]
 KIB, MIB = 1 << 10, 1 << 20
 ENOUGH_BYTES = 1 << 30
+Test = TypeVar("Test", bound=Callable[..., object])
 # What either process may have beyond what it has when the update begins. Some 2 MiB are enough.
 SPARE = [0, 64 * KIB, 256 * KIB, 512 * KIB, 1 * MIB, 1536 * KIB, 64 * MIB]
 
 
+def long_and_limited(test: Test) -> Test:
+    """Marks for every test here."""
+    marked: Test = pytest.mark.long(pytest.mark.needs_memory_cgroup(test))
+    return marked
+
+
+@long_and_limited
 def test_a_group_without_room_kills_who_is_in_it() -> None:
     """The instrument: otherwise nothing below would say anything."""
 
@@ -40,6 +49,7 @@ def test_a_group_without_room_kills_who_is_in_it() -> None:
     asyncio.run(story())
 
 
+@long_and_limited
 @pytest.mark.parametrize("spare_bytes", SPARE)
 async def test_successor_with_a_limit(spare_bytes: int) -> None:
     with memory_cgroup() as group:
@@ -63,6 +73,7 @@ async def test_successor_with_a_limit(spare_bytes: int) -> None:
     assert word == "completed" or spare_bytes < SPARE[-1]
 
 
+@long_and_limited
 @pytest.mark.parametrize("spare_bytes", SPARE)
 async def test_source_with_a_limit(spare_bytes: int) -> None:
     """A source that is killed before STATE takes the guest with it; then the successor says so."""

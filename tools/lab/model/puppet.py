@@ -1,7 +1,8 @@
 """One side of a replay: a real process with the real Driver, Channel, run lease and epoch.
 
-It has no guest; everything else is what a VMM uses. Before each step of an action it stops and asks
-its conductor, and it reports every event that its handshake is told.
+A third process begins where the model has it: it verified a STATE, and then the source took the
+guest back. None of them has a guest; everything else is what a VMM uses. Before each step of an
+action it stops and asks its conductor, and it reports every event that its handshake is told.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from cpr.channel import Channel
 from cpr.deadlines import Deadlines
 from cpr.driver import Driver
-from cpr.handshake import Action, Event, Handshake
+from cpr.handshake import Action, Event, Handshake, Phase
 from cpr.messages import (
     Abort,
     Accept,
@@ -37,10 +38,14 @@ from cpr.peer import PeerIdentity
 from guestram.errors import EpochMovedError, LeaseBusyError
 from guestram.lease import ControlPage, RunLease
 from tools.lab.model.process import SENDS
-from tools.lab.model.world import Micro, Who
+from tools.lab.model.world import Micro, Setup, Who
 
 REPORT_SIZE_MAX_BYTES = 256
 _LONG_S = 10_000.0  # more than any deadline
+_TO_LOADED = (
+    Event.HELLO, Event.ACCEPTABLE, Event.FDS, Event.BUILT, Event.MAIN_CHECKED, Event.REHEARSAL,
+    Event.REHEARSED, Event.STATE, Event.STATE_LOADED,
+)  # fmt: skip
 
 
 class ReplayError(RuntimeError):
@@ -62,6 +67,10 @@ class _Telling(Handshake):
     def __init__(self, who: Who, report: Callable[[str], None]) -> None:
         super().__init__(who.role)
         self._report = report
+        if who is Who.THIRD:
+            for event in _TO_LOADED:
+                super().receive(event)
+            assert self.phase is Phase.LOADED, self.phase
 
     def receive(self, event: Event) -> tuple[Action, ...]:
         actions = super().receive(event)
@@ -73,18 +82,20 @@ class Puppet:
     """Runs until it is killed or told to end. `control` is the conductor's, a SEQPACKET socket."""
 
     def __init__(
-        self, who: Who, link: socket.socket, control: socket.socket, death: OwnedFd,
+        self, setup: Setup, who: Who, link: socket.socket, control: socket.socket, death: OwnedFd,
         ram_fd: int, page: ControlPage,
     ) -> None:  # fmt: skip
-        self._who = who
+        self._setup = setup
         self._control = control
         self._page = page
         self._lease = RunLease(ram_fd, page)
-        self._running = who is Who.SOURCE
-        if self._running:
+        start = setup.start()
+        self._running = start.procs[who].running
+        if who is Who.SOURCE:
             self._lease.acquire()
-            self._lease.enter()
-        self._state_epoch = page.epoch
+            while page.epoch < start.epoch:
+                self._lease.enter()
+        self._state_epoch = start.procs[who].state_epoch
         self._loop = _Clock()
         self._driver = Driver(_Telling(who, self._report), self._perform, Deadlines(), self._loop)
         peer = PeerIdentity(os.getpid(), os.getuid(), os.getgid(), death)
@@ -136,31 +147,39 @@ class Puppet:
             if action in SENDS:
                 self._channel.send(self._words(action))
             elif action in {Action.TAKE_LEASE, Action.RECLAIM_LEASE}:
-                self._claim()
+                found = self._claim(action)
+                if self._setup.prompt:
+                    self._driver.feed(found)
             elif action is Action.STOP_GUEST:
                 self._running = False
                 self._state_epoch = self._page.epoch
             elif action is Action.RELEASE_LEASE:
                 self._lease.release()
-            elif action in {Action.RESUME_GUEST, Action.RUN_GUEST}:
+            elif action in {Action.RESUME_GUEST, Action.RUN_GUEST} and not self._setup.paused:
                 self._enter()
         finally:
             self._report("done")
         if answer == "fail-after":
             raise ReplayError(f"{action.name} fails after it was done")
 
-    def _claim(self) -> None:
-        """As `vmm.machine.Machine.claim`, with a stop in the middle; the answer is fed later."""
+    def _claim(self, action: Action) -> Event:
+        """As `vmm.machine.Machine.claim`, with a stop in the middle.
+
+        What it comes to is fed at once, or (a kernel that is slow to answer) by the conductor.
+        """
         try:
             self._lease.acquire()
         except LeaseBusyError:
-            return
+            moved = self._page.epoch != self._state_epoch
+            return Event.EPOCH_MOVED if moved else Event.LEASE_BUSY
         self._report("done")
         self._ask(Micro.CHECK_EPOCH)
         try:
             self._lease.check_epoch(self._state_epoch)
         except EpochMovedError:
             self._lease.release()
+            return Event.EPOCH_MOVED
+        return Event.LEASE_TAKEN if action is Action.TAKE_LEASE else Event.RECLAIMED
 
     def _enter(self) -> None:
         self._report("done")

@@ -1,8 +1,8 @@
-"""Replays a trace of the model with two real processes, and compares after every step.
+"""Replays a trace of the model with real processes, and compares after every step.
 
-The conductor stands between the two: it holds each frame back until the trace delivers it (in two
-pieces), cuts one direction or both, kills, lets deadlines pass, and lets each step of each action
-happen when the trace says so. A process that the trace does not move is one that hangs.
+The conductor stands between the two of an update: it holds each frame back until the trace
+delivers it (in two pieces), cuts one direction or both, kills, lets deadlines pass, and lets each
+step of each action happen when the trace says so. A process that the trace does not move hangs.
 """
 
 from __future__ import annotations
@@ -56,9 +56,10 @@ class _Side:
 
 
 class Replay:
-    """Two processes, made by `begin`; `step` moves them as the model moved."""
+    """The processes of a setup, made by `begin`; `step` moves them as the model moved."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, setup: Setup, rng: random.Random) -> None:
+        self._setup = setup
         self._rng = rng
         options = MemfdOptions(size_bytes=PAGE_SIZE_BYTES)
         self._ram = RamMemfd.create("replay", options, name="replay")
@@ -66,8 +67,8 @@ class Replay:
         self._sides: dict[Who, _Side] = {}
 
     def begin(self) -> None:
-        """Start both; the source holds the lease."""
-        for who in (Who.SOURCE, Who.TARGET):
+        """Start them; the source holds the lease."""
+        for who in Who if self._setup.third else (Who.SOURCE, Who.TARGET):
             self._sides[who] = self._fork(who)
             self._expect(who, "ready")
 
@@ -87,7 +88,9 @@ class Replay:
                     side.control.close()
                     os.close(side.death)
                 fd = OwnedFd(death, "death:peer:0")
-                Puppet(who, theirs, controlled, fd, self._ram.fileno(), self._page).run()
+                Puppet(
+                    self._setup, who, theirs, controlled, fd, self._ram.fileno(), self._page
+                ).run()
                 status = 0
             finally:
                 os._exit(status)
@@ -223,7 +226,7 @@ class Replay:
             raise ConformanceError(f"the lease is {'free' if free else 'held'}: {world}")
         if self._page.epoch != world.epoch:
             raise ConformanceError(f"the epoch is {self._page.epoch}: {world}")
-        mine = [who for who in (Who.SOURCE, Who.TARGET) if world.procs[who].running]
+        mine = [who for who in self._sides if world.procs[who].running]
         found = self.owners()
         if found != mine:
             raise ConformanceError(f"{found} run the guest: {world}")
@@ -231,9 +234,9 @@ class Replay:
 
 
 @contextlib.contextmanager
-def replaying(rng: random.Random) -> Iterator[Replay]:
-    """Two processes that are gone afterwards."""
-    replay = Replay(rng)
+def replaying(setup: Setup, rng: random.Random) -> Iterator[Replay]:
+    """Processes that are gone afterwards."""
+    replay = Replay(setup, rng)
     try:
         replay.begin()
         yield replay
@@ -248,7 +251,7 @@ def conform(setup: Setup, story: Sequence[Step], rng: random.Random) -> list[Who
     """
     world = setup.start()
     told: list[str] = []
-    with replaying(rng) as replay:
+    with replaying(setup, rng) as replay:
         try:
             for step in story:
                 told.append(label_of(step))
