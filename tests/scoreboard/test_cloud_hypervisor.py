@@ -12,7 +12,7 @@ import pytest
 from qemu.qmp import ExecuteError
 
 from cpr.codec import FRAME_SIZE_MAX_BYTES, MAGIC
-from cpr.messages import MessageKind
+from cpr.messages import ANY_PROTOCOL, MessageKind
 from tests.scoreboard.rig import BUILD, GUEST, Rig, ended, rig, status
 from tools.lab.launcher import Launcher
 from tools.lab.update import live_update
@@ -90,7 +90,16 @@ async def test_ch5_a_length_that_the_peer_made_up_is_refused_at_the_header(
             liar.connect(str(path))
             size_bytes = FRAME_SIZE_MAX_BYTES - 1
             liar.send(
-                struct.pack(">4sHHHHI16s", MAGIC, 1, MessageKind.HELLO, 0, 0, size_bytes, bytes(16))
+                struct.pack(
+                    ">4sHHHHI16s",
+                    MAGIC,
+                    ANY_PROTOCOL,
+                    MessageKind.HELLO,
+                    0,
+                    0,
+                    size_bytes,
+                    bytes(16),
+                )
             )
             assert await ended(process) == 1
         assert "bytes announced; the limit is" in process.log_path.read_text()

@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 from qemu.qmp import ExecuteError, QMPClient
 
+from cpr.codec import encode
 from tests.integration.test_tap import taps_of
 from tests.scoreboard.rig import BUILD, EVENTS_ON, GUEST, Rig, ended, marks, rig, status
 from tests.skew import skewed_vmm
 from tests.skew.flavours import EXTRA_NAME
+from tests.unit.cpr.examples import HELLO
 from tools.lab.argv import Build, migrate_channels
 from tools.lab.child import ChildSetup
 from tools.lab.deadlines import QMP_REPLY_MS, within
@@ -273,6 +275,18 @@ async def test_w17_no_object_can_be_added_between_the_offer_and_the_end() -> Non
             assert said.startswith("unknown command"), said
 
 
+# Connects, says HELLO, and ends well unless the answer is ACCEPT (kind 16).
+LIAR = """
+import socket, sys
+peer = socket.socket(socket.AF_UNIX)
+peer.connect(sys.argv[1])
+peer.sendall(bytes.fromhex(sys.argv[2]))
+try:
+    answer = peer.recv(4096)
+except ConnectionResetError:
+    answer = b""
+sys.exit(answer[6:8] == bytes((0, 16)))
+"""
 STRANGER = """
 import socket, sys
 end, _address = socket.socket(fileno=int(sys.argv[1])).accept()
@@ -299,4 +313,24 @@ async def test_w18_a_peer_of_another_user_gets_no_fd(tmp_path: Path) -> None:
             assert await r.last_word() == "failed"
             assert await within(QMP_REPLY_MS, "the stranger's end", stranger.wait()) == 0
         assert f"belongs to user {NOBODY}" in await r.reason()
+        await r.guest_goes_on()
+
+
+@pytest.mark.needs_root
+async def test_w18_a_successor_believes_nothing_that_another_user_says() -> None:
+    """The stranger can connect (the directory lets it) and begins with a perfect HELLO."""
+    async with rig() as r:
+        new = await r.successor()
+        assert new.sockets.cpr is not None
+        new.sockets.cpr.parent.chmod(0o755)
+        new.sockets.cpr.chmod(0o777)
+        stranger = await asyncio.create_subprocess_exec(
+            *("/usr/bin/python3", "-c", LIAR, str(new.sockets.cpr), encode(HELLO).hex()),
+            preexec_fn=ChildSetup(uid=NOBODY).apply,
+        )
+        assert await ended(new.process) == 1
+        assert await within(QMP_REPLY_MS, "the stranger's end", stranger.wait()) == 0
+        assert f"belongs to user {NOBODY}" in new.process.log_path.read_text()
+        await r.guest_goes_on()
+        await r.update()
         await r.guest_goes_on()
