@@ -35,7 +35,8 @@ somebody runs the guest:
   user, who may have the lease asked for again (RETRY).
 * A target that fails in its own work from LOADED on says so, and the source takes the guest back.
   But the target does not give the guest up before it hears ABORT or finds the epoch moved: should
-  the source be dead or die, nobody else has it, and asking again may succeed.
+  the source be dead or die, nobody else has it, and asking again may succeed. Nor does it when
+  bytes that it cannot read come in LOADED; it reads no ABORT after that, and asks the kernel.
 * A target without a source (ORPHANED) takes the lease. If it is busy, the source lives, or is just
   dying (the kernel closes its socket before it frees its locks), so the target waits for its death,
   for ABORT, or for the deadline, and asks again (ORPHAN_LAST). Whoever finds the lease busy looks
@@ -270,7 +271,8 @@ _TARGET: Mapping[Phase, Row] = {
         Event.COMMIT: _go(Phase.TAKING, Action.TAKE_LEASE),
         **_each(_GONE, _go(Phase.ORPHANED, Action.TAKE_LEASE)),
         Event.ABORT: _END,
-        Event.VIOLATION: _FAIL,
+        # Nothing more is read, so no ABORT will be: the lease and the epoch say who has the guest.
+        Event.VIOLATION: _go(Phase.ORPHAN_WAIT, Action.SEND_FAILED),
         Event.FAILURE: _go(Phase.LOADED, Action.SEND_FAILED),
         **_stay(Phase.LOADED, Event.CANCEL),
     },

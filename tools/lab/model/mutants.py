@@ -125,12 +125,14 @@ def all_mutants() -> Iterator[Mutant]:
 _ASKED = "no row enters the guest without having asked for the lease: a second lock on one door"
 _HARMLESS = "no local work outlasts DONE; the row keeps Driver.fail() harmless after either end"
 _READ_OUT = "the loss and the death of the source are told after its last byte; a row must exist"
+_LATER = "a source that does not hear of it gives up at its deadline"
 EQUIVALENT = {
     f"not true: {Guard.ENTER_NEEDS_LEASE.value}": _ASKED,
     "source DONE FAILURE deleted": _HARMLESS,
     "source DONE FAILURE goes to ABORTED": _HARMLESS,
     "target DONE FAILURE deleted": _HARMLESS,
     "target DONE FAILURE goes to ABORTED": _HARMLESS,
+    "target LOADED VIOLATION leaves an action out: SEND_FAILED": _LATER,
     "target LOADING_ORPHAN VIOLATION deleted": _READ_OUT,
     "target LOADING_ORPHAN VIOLATION goes to ABORTED": _READ_OUT,
     "target LOADING_ORPHAN VIOLATION goes to DONE": _READ_OUT,

@@ -137,8 +137,7 @@ def _told(setup: Setup, who: Who, view: View, event: Event, kind: Kind = Kind.PR
     if transition is None:
         raise ModelError(f"{who.name}: {event.name} is not possible in phase {me.phase.name}")
     changes: dict[str, object] = {"phase": transition.next, "todo": transition.actions}
-    damaged = event is Event.VIOLATION and me.phase is Phase.LOADED  # answered with FAILED
-    if event in ENDS_DUTY[who.role] or damaged:
+    if event in ENDS_DUTY[who.role]:
         changes["duty"] = False
     elif event is Event.STATE_LOADED:
         changes |= {"duty": True, "state_epoch": view.sent[0], "state_age": view.sent[1]}
@@ -303,8 +302,8 @@ def check_wait(setup: Setup, who: Who, proc: Proc) -> None:
     """A process with nothing to do has a deadline, or work under way, or a documented reason."""
     if not proc.alive or proc.todo or proc.queue or proc.phase in TERMINAL_PHASES:
         return
-    if proc.phase is Phase.LOADED and (proc.lost or proc.knows_death):
-        raise ModelError(f"{who.name}: waits in LOADED for a source that it knows to be gone")
+    if proc.phase is Phase.LOADED and (proc.lost or proc.knows_death or proc.deaf):
+        raise ModelError(f"{who.name}: waits in LOADED for a source that it will not hear")
     if (
         _OWN_WORK.isdisjoint(proc.pending)
         and proc.phase not in WAITS_FOREVER

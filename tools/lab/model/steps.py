@@ -57,7 +57,8 @@ class Walker:
         """Who gives an update up says so, with the reason: only what breaks goes without a word."""
         setup = self.setup
         told = world.procs[who].phase in TERMINAL_PHASES | {Phase.RECLAIMING, Phase.UNDECIDED}
-        if not (told or world.broken or setup.lies or who is Who.THIRD):
+        deaf = world.procs[who].deaf  # a word would not have been heard
+        if not (told or deaf or world.broken or setup.lies or who is Who.THIRD):
             raise ModelError(f"the peer of {who.name} hung up without a word")
 
     def _accidents(self, world: World) -> Iterator[Step]:
