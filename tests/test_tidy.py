@@ -38,7 +38,7 @@ STARTS_THREADS = {
     "vmm/build.py": "prefault takes a second for each GiB while the loop serves QMP",
     "cpr/unixsocket.py": "connect() of a unix socket waits for a full backlog and cannot be polled",
     "tools/lab/floor_side.py": "the floor of a hand-over: one vCPU thread, as bare as can be",
-    "tools/lab/faults/party.py": "waitid() for a child that SIGSTOP stops; no fd says that",
+    "tools/lab/faults/duel.py": "waitid() for a child that SIGSTOP stops; no fd says that",
     "tools/lab/bench/path.py": "a closed loop of datagrams measures truest on blocking sockets",
     "tools/lab/bench/accel_side.py": "kick latency: somebody else must run the vCPU that is kicked",
 }

@@ -10,14 +10,10 @@ from qemu.qmp import ExecuteError
 from cpr.handshake import Action, Role
 from tools.lab.errors import CheckFailedError
 from tools.lab.faults.cases import Case, successful_actions
-from tools.lab.heartbeat import HeartbeatReader
+from tools.lab.faults.witness import Witness
 from tools.lab.process import VmmProcess
-from tools.lab.procfs import ProcessCounters, find_memfd, leaks, memfd_identity
-from tools.lab.ramview import RamView
-from vmm.boot.guest.report import sequence_problems, verify_stamps
+from tools.lab.procfs import ProcessCounters, leaks
 from vmm.update.faults import Fault, When
-
-HEARTBEATS = 5  # more than can be under way in the socket when the guest stops
 
 
 class Ending(Enum):
@@ -43,15 +39,14 @@ class Before:
     """What was so before the fault."""
 
     counters: ProcessCounters
-    sequence: int
+    progress: int
 
 
 class Oracle:
-    """Judges the processes of one guest, by its RAM and its serial line."""
+    """Judges the processes of one guest."""
 
-    def __init__(self, ram: RamView, serial: HeartbeatReader) -> None:
-        self._ram = ram
-        self._serial = serial
+    def __init__(self, guest: Witness) -> None:
+        self.guest = guest
         self._steady: ProcessCounters | None = None
 
     def learn(self, process: VmmProcess) -> None:
@@ -60,7 +55,7 @@ class Oracle:
 
     def before(self, process: VmmProcess) -> Before:
         """Note what is so."""
-        return Before(process.counters(), self._ram.report().sequence)
+        return Before(process.counters(), self.guest.progress())
 
     async def judge(self, case: Case, old: VmmProcess, new: VmmProcess, before: Before) -> Outcome:
         """Raises CheckFailedError when something that must hold does not."""
@@ -71,35 +66,14 @@ class Oracle:
         if not owners:
             return await self._excused(case, old, new)
         (owner,) = owners
-        await self.guest_is_well(owner)
-        if self._ram.report().sequence <= before.sequence:
-            raise CheckFailedError("the guest's sequence did not go on")
+        await self.guest.check(owner)
+        if self.guest.progress() <= before.progress:
+            raise CheckFailedError("the guest did not go on")
         if owner is old:
             reason = await self._rolled_back(case, old, new, before)
             return Outcome(case, Ending.ROLLED_BACK, reason, owner)
         reason = await self._went_on(old, new)
         return Outcome(case, Ending.WENT_ON, reason, owner)
-
-    async def guest_is_well(self, owner: VmmProcess) -> None:
-        """It speaks, in order, its RAM is where and what it was, and its clock goes forward."""
-        await self._serial.wait_lines(HEARTBEATS)
-        problems = list(self._serial.problems)
-        identity = memfd_identity(find_memfd(owner.pid, self._ram.ram_bytes))
-        if identity != self._ram.identity:
-            problems.append(f"RAM is inode {identity.ino}, it was {self._ram.identity.ino}")
-        await owner.execute("stop")
-        report = self._ram.report()
-        problems += sequence_problems(report)
-        problems += verify_stamps(self._ram.read, report, self._ram.ram_bytes)
-        problems += [
-            f"vCPU {vcpu.vcpu}: {vcpu.errors} wrong stamps, clock back {vcpu.clock_backwards} "
-            f"times, booted {vcpu.boots} times"
-            for vcpu in report.vcpus
-            if vcpu.errors or vcpu.clock_backwards or vcpu.boots != 1
-        ]
-        await owner.execute("cont")
-        if problems:
-            raise CheckFailedError("; ".join(problems))
 
     def _require_injected(self, case: Case, old: VmmProcess, new: VmmProcess) -> None:
         victim = old if case.plan.role is Role.SOURCE else new
