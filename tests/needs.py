@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tests.framework import memory_cgroup
 from tools.lab.cache import cache_folder
+from tools.lab.linux import host
 from vmm.devices.net.tun import CLONE_DEVICE
 
 ROOT = Path(__file__).parents[1]
@@ -112,6 +113,11 @@ NEEDS = {
         lambda: is_root() and shutil.which("strace") is not None, "not root, or no strace"
     ),
     "needs_iasl": Need(lambda: shutil.which("iasl") is not None, "no iasl (acpica-tools)"),
+    "needs_linux_host": Need(
+        lambda: host.why_not_here() is None or peer_qemu().exists(),
+        "KVM here has no hardware virtualisation, and there is no real QEMU to nest Linux guests "
+        "in; 'tools/fetch-peer qemu' unpacks one",
+    ),
     "needs_peer_qemu": Need(
         lambda: peer_qemu().exists(), "no real QEMU; 'tools/fetch-peer qemu' unpacks one"
     ),

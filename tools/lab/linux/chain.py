@@ -20,8 +20,11 @@ from tools.lab.argv import Build
 from tools.lab.checks import expect_nothing
 from tools.lab.deadlines import all_or_first_failure, within
 from tools.lab.errors import CheckFailedError, LabError, LaunchError
+from tools.lab.faults.cases import Case
+from tools.lab.faults.duel import faulted_update
+from tools.lab.faults.oracle import Oracle, Outcome
 from tools.lab.launcher import Launched, Launcher
-from tools.lab.linux.agentlink import AgentLink, AgentReport, check_report
+from tools.lab.linux.agentlink import AgentLink, AgentWitness
 from tools.lab.linux.disk import check_disk
 from tools.lab.linux.guest_spec import DISK_SIZE_BYTES, LinuxGuest
 from tools.lab.load import LoadSpec
@@ -31,9 +34,12 @@ from tools.lab.procfs import leaks
 from tools.lab.traffic import Traffic
 from tools.lab.update import live_update
 from vmm.boot.guest.net_report import NetReport
+from vmm.update.faults import Fault
 
 NS_PER_MS = 1_000_000
 POWER_OFF_MS = 60_000  # Linux stops its devices first
+# Of a faulted update: emulated processors need seconds for what takes milliseconds elsewhere.
+PHASE_TIMEOUT_MS = 5_000
 _CONSOLE_TAIL_BYTES = 2000
 
 
@@ -46,6 +52,7 @@ class LinuxPlan:
     guest: LinuxGuest
     count: int
     load: LoadSpec
+    faults: tuple[Case, ...] = ()  # one update each, after the others
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +73,7 @@ class LinuxResult:
     planned: int
     boot_warnings: int  # before the first update; nothing of ours
     updates: tuple[LinuxUpdate, ...]
+    outcomes: tuple[Outcome, ...]  # of the faults
     blocks_written: int
     baseline: LoadResult | None
     ledger: LoadResult | None
@@ -77,7 +85,7 @@ class LinuxResult:
         return self.failure is None and len(self.updates) == self.planned
 
 
-OnUpdate = Callable[[LinuxUpdate], None]
+OnUpdate = Callable[[LinuxUpdate | Outcome], None]
 
 
 async def run_linux_chain(plan: LinuxPlan, on_update: OnUpdate) -> LinuxResult:
@@ -98,6 +106,7 @@ async def run_linux_chain(plan: LinuxPlan, on_update: OnUpdate) -> LinuxResult:
         planned=plan.count,
         boot_warnings=chain.boot_warnings,
         updates=tuple(chain.updates),
+        outcomes=tuple(chain.outcomes),
         blocks_written=chain.blocks_written,
         baseline=traffic.baseline,
         ledger=traffic.ledger,
@@ -112,12 +121,13 @@ class LinuxChain:
     plan: LinuxPlan
     traffic: Traffic
     updates: list[LinuxUpdate] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
     boot_warnings: int = 0
     blocks_written: int = 0
     where: str = "boot"
     _files: Path = field(init=False)
     _link: AgentLink = field(init=False)
-    _seen: AgentReport = field(init=False)
+    _guest: AgentWitness = field(init=False)
     _launcher: Launcher = field(init=False)
 
     @contextlib.asynccontextmanager
@@ -145,8 +155,8 @@ class LinuxChain:
 
     async def run(self, current: Launched, on_update: OnUpdate) -> None:
         """All updates under load, then the end of the guest."""
-        self._seen = self._link.report()
-        self.boot_warnings = len(self._seen.warnings)
+        self._guest = AgentWitness(self._link, self._link.report())
+        self.boot_warnings = len(self._guest.seen.warnings)
         self.where = "the load without updates"
         await self.traffic.start(self.net_report)
         for number in range(1, self.plan.count + 1):
@@ -154,6 +164,11 @@ class LinuxChain:
             current, update = await self.update(number, current)
             self.updates.append(update)
             on_update(update)
+        for case in self.plan.faults:
+            self.where = case.name
+            current, outcome = await self.suffer(case, current)
+            self.outcomes.append(outcome)
+            on_update(outcome)
         self.where = "the load over all updates"
         await self.traffic.stop(self.net_report)
         self.where = "the end"
@@ -162,10 +177,10 @@ class LinuxChain:
     async def update(self, number: int, old: Launched) -> tuple[Launched, LinuxUpdate]:
         """One update with all its checks; `old` has ended when it returns."""
         new = await self._launcher.start_successor(self.plan.build)
-        self._check_guest(self._link.report())  # and the longest gap begins anew
+        self._guest.look()  # and the longest gap begins anew
         counters = old.process.counters()
         result = await live_update(old.process, new.process, new.sockets.migrate_arguments())
-        after = self._check_guest(self._link.report())
+        after = self._guest.look()
         expect_nothing("the old process kept", leaks(counters, old.process.counters()))
         await old.process.quit_cleanly()
         return new, LinuxUpdate(
@@ -175,9 +190,26 @@ class LinuxChain:
             total_ms=result.total_ns / NS_PER_MS,
         )
 
+    async def suffer(self, case: Case, old: Launched) -> tuple[Launched, Outcome]:
+        """One update with a fault, and all that must hold after it; who has the guest then."""
+        new = await self._launcher.start_successor(self.plan.build)
+        oracle = Oracle(self._guest)
+        self._guest.look()
+        self._guest.long_pause = case.plan.fault is Fault.HANG
+        before = oracle.before(old.process)
+        await faulted_update(case, old, new, PHASE_TIMEOUT_MS)
+        outcome = await oracle.judge(case, old.process, new.process, before)
+        self._guest.long_pause = False
+        if outcome.owner is None:
+            raise CheckFailedError(f"the guest is lost: {outcome.reason}")
+        owner, loser = (new, old) if outcome.owner is new.process else (old, new)
+        if loser.process.alive:
+            await loser.process.quit_cleanly()
+        return owner, outcome
+
     async def power_off(self, last: Launched) -> None:
         """Check the disk, then let Linux switch itself off, and its process end by itself."""
-        stopped = self._check_guest(self._link.ask("stop-disk"))
+        stopped = self._guest.judge(self._link.ask("stop-disk"))
         self.blocks_written = stopped.blocks_written
         check_disk(self._disk, stopped.blocks_written)
         last.process.forget_events()
@@ -187,12 +219,6 @@ class LinuxChain:
         if status != 0:
             raise CheckFailedError(f"{process.name}: exit status {status} after Linux's power-off")
         await process.hang_up()
-
-    def _check_guest(self, report: AgentReport) -> AgentReport:
-        """Compare with the report before: what the kernel said between two updates counts, too."""
-        check_report(self._seen, report)
-        self._seen = report
-        return report
 
     def net_report(self) -> NetReport:
         """The agent's counts, for the ledger."""

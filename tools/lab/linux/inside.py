@@ -1,6 +1,6 @@
 """What runs in the rig's L1, and where /dev/kvm runs Linux by itself: cases in, reports out.
 
-    python -m tools.lab.linux.inside <cases.json
+    python -m tools.lab.linux.inside [GUESTS] <cases.json
 
 Each case is one JSON object, each report one line `RIG {…}` on standard output. The values of a
 case are the fields of `Case`.
@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from tools.lab.argv import Build
+from tools.lab.faults.cases import chosen_cases
 from tools.lab.linux.chain import LinuxPlan, LinuxResult, run_linux_chain
 from tools.lab.linux.guest_spec import LinuxGuest
 from tools.lab.load import parse_load
 from tools.lab.options import own_vmm
 
-GUESTS = Path("/guests")
+GUESTS = Path("/guests")  # in L1
 REPORT_PREFIX = "RIG "
 
 
@@ -38,6 +39,7 @@ class Case:
     count: int  # of updates
     load: str = "tcp=2,udp=20"
     tick_ms: int = 10  # each tick costs an emulated processor some 0.3 ms
+    faults: tuple[str, ...] = ()  # as for `cpr-drill --faults`
 
     def plan(self, guests: Path) -> LinuxPlan:
         """As the chain takes it; kernels are under `guests`/VERSION."""
@@ -54,17 +56,20 @@ class Case:
             ),
             count=self.count,
             load=parse_load(self.load),
+            faults=tuple(case for name in self.faults for case in chosen_cases(name)),
         )
 
 
 def report_of(result: LinuxResult) -> dict[str, Any]:
     """As JSON values."""
-    ledger = result.ledger
+    baseline, ledger = result.baseline, result.ledger
     return {
         **{name: getattr(result, name) for name in ("name", "planned", "passed", "failure")},
         "boot_warnings": result.boot_warnings,
         "blocks_written": result.blocks_written,
+        "faults": {each.case.name: each.ending.value for each in result.outcomes},
         "updates": [dataclasses.asdict(update) for update in result.updates],
+        "baseline": None if baseline is None else baseline.summary(),
         "ledger": None if ledger is None else ledger.summary(),
         "streams": 0 if ledger is None else sum(stream.clean for stream in ledger.streams),
     }
@@ -72,10 +77,11 @@ def report_of(result: LinuxResult) -> dict[str, Any]:
 
 def main() -> None:
     """See the module's text."""
+    guests = Path(sys.argv[1]) if len(sys.argv) > 1 else GUESTS
     for values in json.load(sys.stdin):
         case = Case(**values)
         print(f"case {case.name}", flush=True)
-        result = asyncio.run(run_linux_chain(case.plan(GUESTS), _tell))
+        result = asyncio.run(run_linux_chain(case.plan(guests), _tell))
         print(f"{REPORT_PREFIX}{json.dumps(report_of(result))}", flush=True)
 
 

@@ -37,7 +37,7 @@ L1_MODULES = ("kvm_amd", "tun")
 # From the start of QEMU to the first line of the lab in L1; some 10 s on a quiet machine.
 L1_BOOT_MS = 180_000
 CASE_MS = 240_000
-_LINE_MAX_BYTES = 1 << 20
+LINE_MAX_BYTES = 1 << 20
 _TAIL_LINES = 30
 _COMMAND_LINE = (
     "console=ttyS0 quiet panic=-1 nokaslr mitigations=off tsc=reliable random.trust_cpu=1"
@@ -67,10 +67,11 @@ class RigPlan:
 
 
 class Rig:
-    """A booted L1, read line by line."""
+    """A process that runs cases (L1, or on this machine), read line by line."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, name: str = "L1") -> None:
         self._process = process
+        self._name = name
         self._tail: list[str] = []
 
     async def next_report(self, deadline_ms: int = CASE_MS) -> dict[str, Any]:
@@ -88,7 +89,7 @@ class Rig:
                 report: dict[str, Any] = json.loads(line[start + len(REPORT_PREFIX) :])
                 return report
             self._tail = [*self._tail[-_TAIL_LINES:], line.rstrip()]
-        raise LabError(f"rig: L1 ended before the report; {self._last_lines()}")
+        raise LabError(f"rig: {self._name} ended before the report; {self._last_lines()}")
 
     def _last_lines(self) -> str:
         return "its last lines:\n" + "\n".join(self._tail)
@@ -106,7 +107,7 @@ async def running_rig(plan: RigPlan) -> AsyncIterator[Rig]:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            limit=_LINE_MAX_BYTES,
+            limit=LINE_MAX_BYTES,
         )
         try:
             yield Rig(process)
@@ -129,7 +130,7 @@ def _qemu_argv(qemu: Path, kernel: Path, initrd: Path) -> Sequence[str]:
 
 def _segments(plan: RigPlan) -> list[bytes]:
     """The parts of L1's initramfs: what changes last comes last and is built each time."""
-    guests = [_cached(f"guest-{k.version}", _guest_stamp(), _guest_files(k)) for k in plan.guests]
+    guests = [_cached(f"guest-{k.version}", _guest_stamp(), guest_files(k)) for k in plan.guests]
     return [_cached("python", _python_stamp(), python_files), *guests, archive(_l1_files(plan))]
 
 
@@ -144,7 +145,7 @@ def _l1_files(plan: RigPlan) -> list[Entry]:
     ]
 
 
-def _guest_files(kernel: Kernel) -> Callable[[], Iterable[Entry]]:
+def guest_files(kernel: Kernel) -> Callable[[], Iterable[Entry]]:
     """A guest's kernel in both forms, and its initramfs, under guests/VERSION."""
 
     def files() -> Iterable[Entry]:

@@ -59,11 +59,14 @@ static void *tick(void *unused)
 {
     const struct timespec pause = {tick_ms / 1000, tick_ms % 1000 * NS_PER_MS};
     int64_t monotonic = now_ns(CLOCK_MONOTONIC), realtime = now_ns(CLOCK_REALTIME);
+    int64_t low = INT64_MIN, high = INT64_MAX; /* REALTIME is ahead of MONOTONIC by something between */
     for (;;) {
         nanosleep(&pause, NULL);
-        int64_t m = now_ns(CLOCK_MONOTONIC), r = now_ns(CLOCK_REALTIME);
-        int64_t again = now_ns(CLOCK_MONOTONIC); /* what is between the two reads is no drift */
-        int64_t drift = llabs((r - realtime) - (m - monotonic)) - (again - m);
+        int64_t m = now_ns(CLOCK_MONOTONIC), r = now_ns(CLOCK_REALTIME), again = now_ns(CLOCK_MONOTONIC);
+        int64_t up = r - again > high ? r - again - high : 0, down = r - m < low ? low - (r - m) : 0;
+        int64_t drift = up > down ? up : down;
+        low = r - again;
+        high = r - m;
         ticks++;
         if (m - monotonic > longest_gap_ns)
             longest_gap_ns = m - monotonic;

@@ -1,0 +1,73 @@
+"""Where Linux guests run, decided by what the machine says of itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tools.lab.errors import LabError
+from tools.lab.linux import host
+from tools.lab.linux.kernels import Kernel
+from tools.lab.linux.rig import RigPlan
+
+NO_KERNEL = Kernel("6.1", Path("/none"), Path("/none"))
+
+
+def machine(root: Path, flags: str, module: str | None) -> Path:
+    (root / "proc").mkdir()
+    (root / "proc" / "cpuinfo").write_text(f"processor : 0\nflags\t: fpu {flags} sse\n")
+    (root / "sys" / "module").mkdir(parents=True)
+    if module is not None:
+        (root / "sys" / "module" / module).mkdir()
+    return root
+
+
+@pytest.mark.parametrize(
+    ("flags", "module", "real"),
+    [
+        ("vmx", "kvm_intel", True),
+        ("svm", "kvm_amd", True),
+        ("vmx", "kvm_pvm", False),
+        ("vmx", "kvm_amd", False),
+        ("vme", "kvm_intel", False),
+        ("", None, False),
+    ],
+)
+def test_hardware_is_a_flag_and_the_module_that_uses_it(
+    tmp_path: Path, flags: str, module: str | None, *, real: bool
+) -> None:
+    root = machine(tmp_path, flags, module)
+    assert host.has_hardware_virtualisation(root) is real
+    assert (host.why_not_here(root) is None) <= real
+
+
+def test_a_system_that_says_nothing_has_none(tmp_path: Path) -> None:
+    assert not host.has_hardware_virtualisation(tmp_path)
+
+
+async def test_cases_run_in_a_process_of_this_machine() -> None:
+    """The way there and back; that Linux boots is the nested test's."""
+    bad: dict[str, object] = {
+        "name": "x", "kernel": "6.1", "image": "bzImage", "ram_mib": 64, "vcpu_count": 1,
+        "count": 1, "load": "nonsense",
+    }  # fmt: skip
+    plan = RigPlan(Path("/none"), NO_KERNEL, (), (bad,))
+    with pytest.raises(LabError, match=r"the lab's process ended(?s:.)*'nonsense' is not udp="):
+        async with host.running_direct(plan) as rig:
+            await rig.next_report()
+
+
+def test_neither_way_is_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "why_not_here", lambda: "no hardware")
+    with pytest.raises(LabError, match=r"no hardware, and there is no QEMU.*fetch-peer qemu"):
+        host.running_linux(RigPlan(Path("/none"), NO_KERNEL, (), ()))
+
+
+def test_where_there_is_hardware_nothing_is_nested(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "why_not_here", lambda: None)
+    asked: list[RigPlan] = []
+    monkeypatch.setattr(host, "running_direct", asked.append)
+    plan = RigPlan(Path("/none"), NO_KERNEL, (), ())
+    host.running_linux(plan)
+    assert asked == [plan]
