@@ -6,6 +6,7 @@ Where this machine's KVM cannot run them, inside the nested rig: one emulated ma
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,6 +61,7 @@ def _cases(old: str, new: str) -> tuple[dict[str, Any], ...]:
 @pytest.mark.needs_linux_host
 @pytest.mark.timeout(DEADLINE_S)
 async def test_linux_works_on_over_live_updates_and_faults() -> None:
+    faulthandler.cancel_dump_traceback_later()  # minutes are no sign of hanging here
     kernels: tuple[Kernel, ...] = find_kernels(await asyncio.to_thread(fetch_linux))
     cases = _cases(kernels[0].version, kernels[-1].version)
     plan = RigPlan(qemu=peer_qemu(), l1_kernel=kernels[-1], guests=kernels, cases=cases)
