@@ -53,7 +53,8 @@ def _cases(old: str, new: str) -> tuple[dict[str, Any], ...]:
         case(new, "vmlinux", 1, 128, 3, load="tcp=2,udp=20"),
         case(new, "bzImage", 4, 4096, 1),
         case(old, "vmlinux", 4, 128, 1),
-        case(old, "bzImage", 1, 4096, 1, load="tcp=2,udp=5", faults=tuple(FAULTS)),
+        case(old, "bzImage", 1, 4096, 1),
+        case(old, "bzImage", 1, 256, 1, load="tcp=2,udp=5", faults=tuple(FAULTS)),
     )
 
 
