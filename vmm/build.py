@@ -18,7 +18,7 @@ from guestram.layout import RamBlock, RamLayout, pc_layout
 from guestram.lease import ControlPage, RunLease
 from guestram.memfd import MemfdIdentity, MemfdOptions, RamMemfd
 from guestram.ram import GuestRam
-from vmm.accel.base import Accelerator, MappedSlot, VmOptions
+from vmm.accel.base import Accelerator, CpuDescription, MappedSlot, VmOptions
 from vmm.accel.x86_section import CpuSection
 from vmm.boot.image import plan_boot
 from vmm.boot.plan import BootPlan
@@ -98,7 +98,7 @@ async def boot(
             images[drive.id] = RawImage.open(str(drive.file), drive.id, read_only=drive.readonly)
             undo.callback(images[drive.id].close)
         machine = _assemble(
-            config, accel, plan_boot(config), loop, events, memory, chardevs, netdevs, images
+            config, accel, None, plan_boot(config), loop, events, memory, chardevs, netdevs, images
         )
         undo.pop_all()
     machine.reset()
@@ -108,6 +108,7 @@ async def boot(
 async def adopt(
     config: VmmConfig,
     accel: Accelerator,
+    cpu: CpuDescription | None,
     boot_plan: BootPlan,
     loop: asyncio.AbstractEventLoop,
     events: GuestEvents,
@@ -116,8 +117,9 @@ async def adopt(
 ) -> Machine:
     """A machine around the RAM and fds of a running guest; no byte of RAM is written.
 
-    `boot_plan` is what a later reset loads, `identities` what HELLO promised, by fd name. Owns
-    `accel` on success. Raises CprError, RamError, VmmError; nothing is left open then.
+    `cpu` is what its CPUs are, `boot_plan` what a later reset loads, `identities` what HELLO
+    promised, by fd name. Owns `accel` on success. Raises CprError, RamError, VmmError; nothing is
+    left open then.
     """
     with contextlib.ExitStack() as undo:
         memory = _adopt_memory(config, fds, identities)
@@ -137,7 +139,7 @@ async def adopt(
             images[drive.id] = _adopt_image(drive, fds, identities)
             undo.callback(images[drive.id].close)
         machine = _assemble(
-            config, accel, boot_plan, loop, events, memory, chardevs, netdevs, images
+            config, accel, cpu, boot_plan, loop, events, memory, chardevs, netdevs, images
         )
         undo.pop_all()
     return machine
@@ -172,7 +174,7 @@ def _adopt_memory(
 def section_types(config: VmmConfig, accel: Accelerator) -> dict[str, type[VmState]]:
     """The sections of the machine that `config` describes, before it exists."""
     types = {spec.name: spec.state_type for spec in _device_specs(config)}
-    types.update((kind.NAME, kind) for kind in accel.state_types(_vm_options(config)))
+    types.update((kind.NAME, kind) for kind in accel.state_types(vm_options(config)))
     types.update((f"cpu{index}", CpuSection) for index in range(config.vcpu_count))
     return types
 
@@ -180,6 +182,7 @@ def section_types(config: VmmConfig, accel: Accelerator) -> dict[str, type[VmSta
 def _assemble(
     config: VmmConfig,
     accel: Accelerator,
+    cpu: CpuDescription | None,
     boot_plan: BootPlan,
     loop: asyncio.AbstractEventLoop,
     events: GuestEvents,
@@ -194,7 +197,7 @@ def _assemble(
     )
     first_block = memory.ram.layout.blocks[0].id
     with contextlib.ExitStack() as undo:
-        vm = accel.create_vm(slots, _vm_options(config))
+        vm = accel.create_vm(slots, vm_options(config, cpu))
         undo.callback(vm.close)
         bus = SystemBus()
         irqs = IrqLines(vm.irq_line)
@@ -303,11 +306,13 @@ def _memfd_options(backend: MemoryBackend) -> MemfdOptions:
     )
 
 
-def _vm_options(config: VmmConfig) -> VmOptions:
+def vm_options(config: VmmConfig, cpu: CpuDescription | None = None) -> VmOptions:
+    """What the machine asks of an accelerator; `cpu` is what a running guest's CPUs are."""
     return VmOptions(
         vcpu_count=config.vcpu_count,
         kernel_irqchip=config.machine.kernel_irqchip,
         cpu_model=config.cpu_model,
+        cpu=cpu,
     )
 
 

@@ -140,6 +140,7 @@ class Machine:
         lease = self.parts.lease
         self.claim()
         self._loaded = {}
+        self.parts.vm.was_paused()
         for device in self.parts.devices:
             device.start()
         lease.enter()  # last of what can fail: until now another process could still run it

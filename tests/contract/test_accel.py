@@ -446,6 +446,28 @@ def test_machine_state_has_the_announced_types_and_loads_again(rig: Rig, accel: 
     vm.load(states)
 
 
+def test_guest_may_be_told_of_a_pause_whether_it_cares_or_not(rig: Rig, accel: str) -> None:
+    for irqchip in (False, True) if accel == "kvm" else (False,):
+        accelerator = open_accelerator(accel)
+        vm = accelerator.create_vm(rig.memory.slots, VmOptions(1, kernel_irqchip=irqchip))
+        vm.was_paused()
+        vm.close()
+        accelerator.close()
+
+
+def test_cpus_are_what_a_running_guest_s_were(rig: Rig, accel: str) -> None:
+    accelerator = open_accelerator(accel)
+    described = accelerator.create_vm(rig.memory.slots, VmOptions(1))
+    cpu = described.cpu_description()
+    described.close()
+    options = VmOptions(1, cpu=cpu)
+    assert accelerator.cpu_problems(options) == ()
+    again = accelerator.create_vm(rig.memory.slots, options)
+    assert again.cpu_description() == cpu
+    again.close()
+    accelerator.close()
+
+
 def _open_fds() -> set[str]:
     return {path.name for path in Path("/proc/self/fd").iterdir()}
 

@@ -67,6 +67,10 @@ class MappedSlot:
     host_address: int
 
 
+# What CPUs say of themselves (CPUID), as HELLO carries it: rows of numbers.
+CpuDescription = list[list[int]]
+
+
 @dataclass(frozen=True, slots=True)
 class VmOptions:
     """What the machine asks of an accelerator; `properties` come from `-accel NAME,key=value`."""
@@ -74,6 +78,7 @@ class VmOptions:
     vcpu_count: int
     kernel_irqchip: bool = False
     cpu_model: str = "max"
+    cpu: CpuDescription | None = None  # of a running guest, whose CPUs stay what they are
     properties: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -148,6 +153,14 @@ class GuestVm(Protocol):
         """The types that `save` returns, in its order."""
         ...
 
+    def cpu_description(self) -> CpuDescription | None:
+        """What its CPUs say of themselves; None: nothing that a successor must keep."""
+        ...
+
+    def was_paused(self) -> None:
+        """Tell the guest's kernel, before it runs again, that it stood still (no soft lockup)."""
+        ...
+
     def irq_line(self, gsi: int) -> Callable[[bool], None] | None:
         """What drives input `gsi` of the in-kernel interrupt controllers; None without them.
 
@@ -183,6 +196,10 @@ class Accelerator(Protocol):
 
     def create_vm(self, slots: Sequence[MappedSlot], options: VmOptions) -> GuestVm:
         """Make a VM with `options.vcpu_count` vCPUs in reset state over the mapped RAM."""
+        ...
+
+    def cpu_problems(self, options: VmOptions) -> tuple[str, ...]:
+        """Why CPUs here cannot be those of `options.cpu`; empty: they can, or need not."""
         ...
 
     def state_types(self, options: VmOptions) -> tuple[type[VmState], ...]:

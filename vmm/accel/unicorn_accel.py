@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from cpr.vmstate import VmState
-from vmm.accel.base import MappedSlot, VmOptions
+from vmm.accel.base import CpuDescription, MappedSlot, VmOptions
 from vmm.accel.unicorn.engine import Engine
 from vmm.accel.unicorn.hosttsc import HostTsc
 from vmm.accel.unicorn.layout import Layout, Probe
@@ -51,6 +51,10 @@ class UnicornAccelerator:
             raise AccelError(f"Property 'unicorn-accel.{next(iter(options.properties))}' not found")
         return UnicornVm(self._library, slots, self._layout, self._host_tsc)
 
+    def cpu_problems(self, options: VmOptions) -> tuple[str, ...]:
+        """None: a simple guest, which only uses what every accelerator has, may come from kvm."""
+        return ()
+
     def state_types(self, options: VmOptions) -> tuple[type[VmState], ...]:
         """See Accelerator.state_types: none, whatever the options."""
         return ()
@@ -89,6 +93,13 @@ class UnicornVm:
     def state_types(self) -> tuple[type[VmState], ...]:
         """None."""
         return ()
+
+    def cpu_description(self) -> CpuDescription | None:
+        """None: the software CPU is always the same."""
+        return None
+
+    def was_paused(self) -> None:
+        """Nothing: a guest here has no paravirtual clock."""
 
     def irq_line(self, gsi: int) -> Callable[[bool], None] | None:
         """None: there is no interrupt controller."""

@@ -36,6 +36,9 @@ def chardev_fd_name(chardev_id: str, index: int) -> str:
     return f"chardev:{chardev_id}:{index}"
 
 
+CPUID = "cpuid"  # in HELLO's machine description: what the guest's CPUs say of themselves
+
+
 def drive_fd_name(drive_id: str) -> str:
     """Name of the open image of a drive."""
     return f"drive:{drive_id}:0"

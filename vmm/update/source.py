@@ -45,7 +45,7 @@ from vmm.migration.status import MigrationStatus
 from vmm.migration.transport import connect, connect_reason, send_main_header
 from vmm.runstate import RunState
 from vmm.update.faults import injector_of
-from vmm.update.inventory import FdInventory, chosen_protocol, describe_machine
+from vmm.update.inventory import CPUID, FdInventory, chosen_protocol, describe_machine
 from vmm.update.netfds import PASSED_FDS, kept_fds, passed_fds
 from vmm.update.priority import stay_in_background
 from vmm.update.quiet import begin_quiet, end_quiet
@@ -193,13 +193,16 @@ class SourceUpdate:
         dead = [name for name, netdev in machine.parts.netdevs.items() if not netdev.is_live]
         passed = passed_fds(config, migrate_fds=self._vmm.parameters.passes_fds, dead=dead)
         self._inventory = FdInventory.of_machine(machine, passed)
+        described = describe_machine(config) | ({PASSED_FDS: passed} if passed else {})
+        if (cpuid := machine.parts.vm.cpu_description()) is not None:
+            described[CPUID] = cpuid
         self._send(
             Hello(
                 protocol_min=PROTOCOL_MIN,
                 protocol_max=PROTOCOL_MAX,
                 product=PRODUCT,
                 product_version=VERSION,
-                machine=describe_machine(config) | ({PASSED_FDS: passed} if passed else {}),
+                machine=described,
                 sections=machine.section_headers(),
                 fds=self._inventory.offers(),
                 user_paced=self._vmm.capabilities.pause_before_switchover,

@@ -34,7 +34,7 @@ from cpr.messages import (
 from guestram.errors import LeaseBusyError, LeaseError, RamError
 from vmm.accel.base import Accelerator
 from vmm.boot.plan import BootPlan
-from vmm.build import adopt, section_types
+from vmm.build import adopt, section_types, vm_options
 from vmm.config import IncomingConfig, MigrationAddress
 from vmm.errors import ConfigError, MigrationError, VmmError
 from vmm.machine import EntryTime, Machine, VerifiedState
@@ -42,7 +42,7 @@ from vmm.migration.status import MigrationStatus
 from vmm.migration.transport import Listener, receive_main_header
 from vmm.runstate import RunState
 from vmm.update.faults import injector_of
-from vmm.update.inventory import agreed_protocol, hello_problems, main_header_problem
+from vmm.update.inventory import CPUID, agreed_protocol, hello_problems, main_header_problem
 from vmm.update.quiet import begin_quiet, end_quiet
 from vmm.version import PRODUCT, VERSION
 
@@ -173,8 +173,10 @@ class TargetUpdate:
         assert isinstance(message, Hello)
         begin_quiet()
         self._hello = message
-        self._refusals = hello_problems(
-            message, self._vmm.config, section_types(self._vmm.config, self._accel)
+        config, accel = self._vmm.config, self._accel
+        self._refusals = (
+            *hello_problems(message, config, section_types(config, accel)),
+            *accel.cpu_problems(vm_options(config, message.machine.get(CPUID))),
         )
         self._driver.feed(Event.UNACCEPTABLE if self._refusals else Event.ACCEPTABLE)
 
@@ -205,7 +207,14 @@ class TargetUpdate:
             identities = {offer.name: offer.identity for offer in self._hello.fds}
             vmm, fds = self._vmm, self._driver.received_fds
             machine = await adopt(
-                vmm.config, self._accel, self._boot_plan, self._loop, vmm, fds, identities
+                vmm.config,
+                self._accel,
+                self._hello.machine.get(CPUID),
+                self._boot_plan,
+                self._loop,
+                vmm,
+                fds,
+                identities,
             )
             vmm.take_machine(machine)
             leftover = self._driver.received_fds.close_unclaimed()

@@ -2,7 +2,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vmm.accel.kvm.cpuid import CpuidEntry, CpuidOptions, guest_cpuid
+import pytest
+
+from vmm.accel.kvm.cpuid import (
+    ENTRIES_MAX,
+    CpuidEntry,
+    CpuidOptions,
+    from_wire,
+    guest_cpuid,
+    missing_features,
+    renumbered,
+    to_wire,
+)
 
 ONE = CpuidOptions(vcpu_count=1, kernel_irqchip=False, tsc_deadline=True)
 FOUR_WITH_IRQCHIP = CpuidOptions(vcpu_count=4, kernel_irqchip=True, tsc_deadline=True)
@@ -82,3 +93,55 @@ def test_intel_leaf_without_core_count_stays_zero() -> None:
     (found,) = guest_cpuid((entry(0x8000_0008, eax=0x3030),), 0, FOUR_WITH_IRQCHIP)[:1]
 
     assert (found.eax, found.ecx) == (0x3030, 0)
+
+
+def test_virtualization_is_not_offered_because_no_nested_state_travels() -> None:
+    vmx, svm = 1 << 5, 1 << 2
+    supported = (
+        entry(0x1, ecx=vmx | 1),
+        entry(0x8000_0001, ecx=svm | 1),
+        entry(0x8000_000A, eax=1),
+    )
+    table = {found.function: found for found in guest_cpuid(supported, 0, FOUR_WITH_IRQCHIP)}
+    assert not table[0x1].ecx & vmx
+    assert table[0x8000_0001].ecx == 1
+    assert 0x8000_000A not in table
+
+
+@pytest.mark.parametrize("options", [ONE, FOUR_WITH_IRQCHIP])
+def test_a_guest_s_answers_come_back_from_the_wire_and_fit_every_vcpu(
+    options: CpuidOptions,
+) -> None:
+    first = guest_cpuid(SUPPORTED, 0, options)
+    kept = from_wire(to_wire(first))
+    assert kept == first
+    for index in range(options.vcpu_count):
+        assert renumbered(kept, index) == guest_cpuid(SUPPORTED, index, options)
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (None, "expected at most 256 CPUID entries"),
+        ([[0] * 7] * (ENTRIES_MAX + 1), "expected at most 256"),
+        ([7], "is not a CPUID entry of 7 numbers"),
+        ([[0] * 6], "is not a CPUID entry of 7 numbers"),
+        ([[0] * 6 + [1 << 32]], "does not hold that"),
+        ([[0] * 6 + [-1]], "does not hold that"),
+        ([[0] * 6 + [True]], "does not hold that"),
+        ([[0] * 6 + ["1"]], "does not hold that"),
+    ],
+)
+def test_what_is_no_list_of_entries_is_refused(value: object, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        from_wire(value)
+
+
+def test_features_that_are_promised_and_not_here_are_named_by_leaf_and_bits() -> None:
+    guest = (entry(0x1, ecx=0b111, eax=99), entry(0x7, 0, ebx=0x20), entry(0x7, 1, eax=0x10))
+    here = (entry(0x1, ecx=0b101, eax=1), entry(0x7, 0, ebx=0x60))
+    assert missing_features(guest, guest) == ()
+    assert missing_features(guest, here) == (
+        "CPUID leaf 0x1, index 0: ecx of the guest is 0x7, and this host does not have bits 0x2",
+        "CPUID leaf 0x7, index 1: eax of the guest is 0x10, and this host does not have bits 0x10",
+    )

@@ -12,7 +12,14 @@ from cpr.vmstate import VmState
 from vmm.accel.base import MappedSlot, VmOptions
 from vmm.accel.kick import KICK_SIGNAL
 from vmm.accel.kvm import abi
-from vmm.accel.kvm.cpuid import CpuidEntry
+from vmm.accel.kvm.cpuid import (
+    ENTRIES_MAX,
+    CpuidEntry,
+    CpuidOptions,
+    from_wire,
+    guest_cpuid,
+    missing_features,
+)
 from vmm.accel.kvm.ioctl import Buffer, blocking_ioctl, checked_ioctl
 from vmm.accel.kvm.vm import KvmVm, machine_state_types
 from vmm.errors import AccelError, AccelUnavailable
@@ -40,8 +47,7 @@ _REQUIRED_FOR_IRQCHIP = {
 }
 
 # Entries and indices asked for in one call. Linux has 256 CPUID entries at most
-# (KVM_MAX_CPUID_ENTRIES) and a few hundred MSRs; both calls fail loudly when there are more.
-_MAX_CPUID_ENTRIES = 256
+# (KVMENTRIES_MAX) and a few hundred MSRs; both calls fail loudly when there are more.
 _MAX_MSRS = 2048
 
 CPU_MODELS = ("max", "host")
@@ -80,6 +86,25 @@ class KvmAccelerator:
                     "or '-accel unicorn'"
                 )
 
+    def cpuid_options(self, options: VmOptions) -> CpuidOptions:
+        """What of a VM with `options` its CPUs can see."""
+        return CpuidOptions(
+            vcpu_count=options.vcpu_count,
+            kernel_irqchip=options.kernel_irqchip,
+            tsc_deadline=self.capability(abi.CAP_TSC_DEADLINE_TIMER) > 0,
+        )
+
+    def cpu_problems(self, options: VmOptions) -> tuple[str, ...]:
+        """See Accelerator.cpu_problems: names each CPUID leaf."""
+        if options.cpu is None:
+            return ()
+        try:
+            promised = from_wire(options.cpu)
+        except ValueError as error:
+            return (f"HELLO has no usable CPUID: {error}",)
+        ours = guest_cpuid(self.supported_cpuid(), 0, self.cpuid_options(options))
+        return missing_features(promised, ours)
+
     def state_types(self, options: VmOptions) -> tuple[type[VmState], ...]:
         """What `create_vm(..., options).state_types()` will say."""
         return machine_state_types(kernel_irqchip=options.kernel_irqchip)
@@ -102,8 +127,8 @@ class KvmAccelerator:
 
     def supported_cpuid(self) -> tuple[CpuidEntry, ...]:
         """Every CPUID entry that KVM can give a guest on this host."""
-        buffer = Buffer(abi.CPUID_HEADER.size + _MAX_CPUID_ENTRIES * abi.CPUID_ENTRY.size)
-        abi.CPUID_HEADER.pack_into(buffer.data, 0, _MAX_CPUID_ENTRIES, 0)
+        buffer = Buffer(abi.CPUID_HEADER.size + ENTRIES_MAX * abi.CPUID_ENTRY.size)
+        abi.CPUID_HEADER.pack_into(buffer.data, 0, ENTRIES_MAX, 0)
         checked_ioctl(
             self._fd, abi.GET_SUPPORTED_CPUID, buffer.address, "reading the supported CPUID"
         )

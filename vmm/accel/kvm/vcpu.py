@@ -264,6 +264,15 @@ class KvmVcpu:
         )
         return AccelError(f"{error}: {shown}" if shown else str(error))
 
+    def was_paused(self) -> None:
+        """Let the guest's kvmclock say at the next entry that the host stopped it.
+
+        Raises AccelError when KVM refuses for another reason than that the guest does not use it.
+        """
+        refused = state_ioctl(self._fd, abi.KVMCLOCK_CTRL, None) < 0
+        if refused and get_errno() != errno.EINVAL:
+            raise os_refusal(f"vCPU {self.index}: telling its clock of the pause")
+
     # ---- rehearsal, end -------------------------------------------------------------------------
 
     def rehearse(self) -> None:

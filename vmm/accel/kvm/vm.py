@@ -9,10 +9,17 @@ from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
 from cpr.vmstate import VmState
-from vmm.accel.base import MappedSlot, VmOptions
+from vmm.accel.base import CpuDescription, MappedSlot, VmOptions
 from vmm.accel.kvm import abi
 from vmm.accel.kvm.chips import CHIP_STATE_TYPES, Chips
-from vmm.accel.kvm.cpuid import CpuidEntry, CpuidOptions, guest_cpuid
+from vmm.accel.kvm.cpuid import (
+    CpuidEntry,
+    CpuidOptions,
+    from_wire,
+    guest_cpuid,
+    renumbered,
+    to_wire,
+)
 from vmm.accel.kvm.ioctl import Buffer, blocking_ioctl, checked_ioctl
 from vmm.accel.kvm.msrs import state_msrs
 from vmm.accel.kvm.rehearsal import SIZE_BYTES as REHEARSAL_SIZE_BYTES
@@ -43,6 +50,10 @@ class System(Protocol):
 
     def supported_cpuid(self) -> tuple[CpuidEntry, ...]:
         """All that a guest can be given."""
+        ...
+
+    def cpuid_options(self, options: VmOptions) -> CpuidOptions:
+        """What of a VM with `options` its CPUs can see."""
         ...
 
     def msr_indices(self) -> tuple[int, ...]:
@@ -93,6 +104,16 @@ class KvmVm:
             )
         if self._chips is not None:
             self._chips.load(states)
+
+    def cpu_description(self) -> CpuDescription | None:
+        """CPUID of vCPU 0; the others differ in their APIC ids."""
+        return to_wire(self._cpuid)
+
+    def was_paused(self) -> None:
+        """See GuestVm.was_paused (KVM API, KVM_KVMCLOCK_CTRL)."""
+        if self._options.kernel_irqchip:  # without it the guest sees no paravirtual clock
+            for vcpu in self.vcpus:
+                vcpu.was_paused()
 
     def irq_line(self, gsi: int) -> Callable[[bool], None] | None:
         """See GuestVm.irq_line. KVM ignores the level of an input that does not exist."""
@@ -145,12 +166,11 @@ class KvmVm:
                 _enable(self._fd, capability)
 
     def _create_vcpus(self, system: System) -> None:
-        supported = system.supported_cpuid()
-        cpuid_options = CpuidOptions(
-            vcpu_count=self._options.vcpu_count,
-            kernel_irqchip=self._options.kernel_irqchip,
-            tsc_deadline=system.capability(abi.CAP_TSC_DEADLINE_TIMER) > 0,
-        )
+        options = self._options
+        if options.cpu is None:
+            self._cpuid = guest_cpuid(system.supported_cpuid(), 0, system.cpuid_options(options))
+        else:
+            self._cpuid = from_wire(options.cpu)
         context: VcpuContext | None = None
         for index in range(self._options.vcpu_count):
             fd = checked_ioctl(self._fd, abi.CREATE_VCPU, index, f"creating vCPU {index}")
@@ -158,7 +178,7 @@ class KvmVm:
                 undo.callback(os.close, fd)
                 if system.capability(abi.CAP_ENFORCE_PV_FEATURE_CPUID):
                     _enable(fd, abi.CAP_ENFORCE_PV_FEATURE_CPUID)
-                _set_cpuid(fd, guest_cpuid(supported, index, cpuid_options))
+                _set_cpuid(fd, renumbered(self._cpuid, index))
                 if context is None:  # all vCPUs are alike: the first one is asked
                     context = self._context(system, fd)
                 vcpu = KvmVcpu(fd, index, context)
