@@ -24,6 +24,7 @@ from tools.lab.errors import LabError, OptionError
 from tools.lab.faults.cases import all_cases, chosen_cases
 from tools.lab.faults.matrix import run_matrix
 from tools.lab.faults.view import show_matrix, tell_progress
+from tools.lab.linux.drill import check_options, linux_drill
 from tools.lab.load import parse_load
 from tools.lab.options import (
     available_accels,
@@ -42,33 +43,51 @@ EXIT_PASS, EXIT_FAIL, EXIT_USAGE = 0, 1, 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 COUNT_DEFAULT = 20
 MEMORY_DEFAULT = "256M"
-ALTERNATE, AUTO = "alternate", "auto"
+ALTERNATE, AUTO, LINUX = "alternate", "auto", "linux"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the drill; 0 = everything held, 1 = something did not, 2 = wrong options."""
     options = _parser().parse_args(argv)
     try:
-        plans = make_plans(options)
-        if options.faults and options.faults != "list":
-            chosen_cases(options.faults)
-        for path in (options.json, options.html):
-            _check_writable(path)
+        plans = _checked(options)
     except LabError as error:
         print(f"cpr-drill: {error}", file=sys.stderr)
         return EXIT_USAGE
     try:
-        if options.faults == "list":
-            print("\n".join(case.name for case in all_cases()))
-            return EXIT_PASS
-        if options.faults:
-            return _faults(options, plans)
-        if options.cliff:
-            return asyncio.run(_cliff(plans))
-        result = asyncio.run(_drill(plans, Screen()))
+        return _run(options, plans)
     except KeyboardInterrupt:
         print("cpr-drill: interrupted; every process has been ended", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _checked(options: argparse.Namespace) -> tuple[ChainPlan, ...]:
+    """The chains of the built-in guest, if it is asked for. Raises LabError for wrong options."""
+    check_options(options)
+    plans = () if options.guest == LINUX else make_plans(options)
+    if options.faults and options.faults != "list":
+        chosen_cases(options.faults)
+    for path in (options.json, options.html):
+        _check_writable(path)
+    return plans
+
+
+def _run(options: argparse.Namespace, plans: tuple[ChainPlan, ...]) -> int:
+    """What the options ask for; an exit status."""
+    if options.faults == "list":
+        print("\n".join(case.name for case in all_cases()))
+        return EXIT_PASS
+    if options.guest == LINUX:
+        return _linux(options)
+    if options.faults:
+        return _faults(options, plans)
+    if options.cliff:
+        return asyncio.run(_cliff(plans))
+    return _chain(options, plans)
+
+
+def _chain(options: argparse.Namespace, plans: tuple[ChainPlan, ...]) -> int:
+    result = asyncio.run(_drill(plans, Screen()))
     if options.json:
         Path(options.json).write_text(json.dumps(to_json(result), indent=1) + "\n")
     if options.html:
@@ -183,6 +202,15 @@ def _faults(options: argparse.Namespace, plans: Sequence[ChainPlan]) -> int:
     return EXIT_PASS if result.passed else EXIT_FAIL
 
 
+def _linux(options: argparse.Namespace) -> int:
+    """Run a Linux guest's chain; an exit status."""
+    try:
+        return linux_drill(options)
+    except LabError as error:
+        print(f"FAIL cpr-drill --guest linux: {error}", file=sys.stderr)
+        return EXIT_FAIL
+
+
 async def _cliff(plans: Sequence[ChainPlan]) -> int:
     """Show the law of loss on the first accelerator of each chain; an exit status."""
     agrees = True
@@ -256,9 +284,30 @@ def _parser() -> argparse.ArgumentParser:
         help="instead of a chain: one update for each case, in which one side fails at one step; "
         "'all', 'list', or patterns of names with commas, such as target/*/LOAD_STATE/*,*/kill",
     )
+    _add_guest_options(parser)
     parser.add_argument("--json", metavar="FILE", help="write every figure of every update")
     parser.add_argument("--html", metavar="FILE", help="write one self-contained page")
     return parser
+
+
+def _add_guest_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--guest",
+        choices=("built-in", LINUX),
+        default="built-in",
+        help="linux: a distribution's kernel with a load agent, where need be in an emulated "
+        "machine (root; tools/fetch-peer qemu)",
+    )
+    parser.add_argument(
+        "--kernel",
+        type=Path,
+        metavar="FILE",
+        help="with --guest linux: a bzImage whose modules lie in ../lib/modules (default: the "
+        "distribution's, from tools/fetch-peer linux)",
+    )
+    parser.add_argument(
+        "--initrd", type=Path, metavar="FILE", help="… and what its initramfs begins with"
+    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 
 _MAGIC = b"070701"
 _TRAILER = "TRAILER!!!"
-_ALIGNMENT = 4
+ALIGNMENT = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def _record(entry: Entry, number: int) -> tuple[bytes, ...]:
     )
     header = _MAGIC + b"".join(b"%08X" % field for field in fields) + name
     return (
-        header.ljust(-(-len(header) // _ALIGNMENT) * _ALIGNMENT, b"\0"),
+        header.ljust(-(-len(header) // ALIGNMENT) * ALIGNMENT, b"\0"),
         entry.content,
-        bytes(-len(entry.content) % _ALIGNMENT),
+        bytes(-len(entry.content) % ALIGNMENT),
     )

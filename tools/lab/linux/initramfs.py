@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tools.lab.errors import LabError
-from tools.lab.linux.cpio import Entry, archive
+from tools.lab.linux.cpio import ALIGNMENT, Entry, archive
 from tools.lab.linux.kernels import Kernel
 
 GUEST_MODULES = ("virtio_mmio", "virtio_net", "virtio_blk", "virtio_rng")
@@ -23,7 +23,11 @@ COMPILE_DEADLINE_S = 120.0
 def guest_initramfs(kernel: Kernel) -> bytes:
     """A cpio archive for `kernel`. Raises LabError when something to build it from is missing."""
     agent = Entry.file("agent", compile_agent(), executable=True)
-    return archive([*boot_files(kernel, GUEST_MODULES, _source("init")), agent])
+    ours = archive([*boot_files(kernel, GUEST_MODULES, _source("init")), agent])
+    if kernel.initrd is None:
+        return ours
+    theirs = kernel.initrd.read_bytes()
+    return theirs + bytes(-len(theirs) % ALIGNMENT) + ours  # a later file replaces an earlier one
 
 
 def boot_files(kernel: Kernel, modules: Iterable[str], init: bytes) -> list[Entry]:
@@ -31,7 +35,7 @@ def boot_files(kernel: Kernel, modules: Iterable[str], init: bytes) -> list[Entr
 
     Raises LabError when the kernel has no such module, or no busybox lies beside it.
     """
-    path = kernel.root / "bin" / "busybox"
+    path = kernel.busybox
     try:
         busybox = path.read_bytes()
     except OSError as error:

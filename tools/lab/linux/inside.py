@@ -18,13 +18,14 @@ from typing import Any
 
 from tools.lab.argv import Build
 from tools.lab.faults.cases import chosen_cases
-from tools.lab.linux.chain import LinuxPlan, LinuxResult, run_linux_chain
+from tools.lab.faults.oracle import Outcome
+from tools.lab.linux.chain import LinuxPlan, LinuxResult, LinuxUpdate, run_linux_chain
 from tools.lab.linux.guest_spec import LinuxGuest
 from tools.lab.load import parse_load
 from tools.lab.options import own_vmm
 
 GUESTS = Path("/guests")  # in L1
-REPORT_PREFIX = "RIG "
+REPORT_PREFIX, NEWS_PREFIX = "RIG ", "NEWS "
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +86,15 @@ def main() -> None:
         print(f"{REPORT_PREFIX}{json.dumps(report_of(result))}", flush=True)
 
 
-def _tell(update: object) -> None:
-    print(update, flush=True)
+def _tell(news: LinuxUpdate | Outcome) -> None:
+    if isinstance(news, Outcome):
+        text = f"{news.case.name}: {news.ending.value}"
+    else:
+        text = (
+            f"update {news.number}: longest gap {news.longest_gap_ms:.1f} ms, downtime "
+            f"{news.downtime_ms:.1f} ms"
+        )
+    print(f"{NEWS_PREFIX}{text}", flush=True)
 
 
 if __name__ == "__main__":

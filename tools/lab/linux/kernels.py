@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tools.lab.errors import LabError
+from vmm.boot.linux_image import is_bzimage
 
 _FETCH = Path(__file__).parents[2] / "fetch-peer"
 FETCH_DEADLINE_S = 600.0  # some 80 MB of packages over any line
+# Where a bzImage says its version (Documentation/arch/x86/boot.rst, kernel_version).
+_SETUP_BYTES, _SETUP_SECTOR_BYTES, _VERSION_AT = 32 << 10, 0x200, 0x20E
 _MODULE_FOLDERS = ("lib/modules", "usr/lib/modules")
 _DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
 
@@ -24,6 +27,14 @@ class Kernel:
     version: str
     image: Path  # bzImage
     root: Path
+    forms: tuple[str, ...] = ("bzImage", "vmlinux")  # in which it is given to guests
+    initrd: Path | None = None  # comes before what the lab adds
+    other_busybox: Path | None = None
+
+    @property
+    def busybox(self) -> Path:
+        """A static one."""
+        return self.other_busybox or self.root / "bin" / "busybox"
 
     @property
     def series(self) -> tuple[int, ...]:
@@ -65,6 +76,24 @@ class Kernel:
             if (found := self.root / folder / self.version).is_dir():
                 return found
         raise LabError(f"{self.root} has no modules of kernel {self.version}")
+
+
+def own_kernel(image: Path, initrd: Path | None, busybox: Path) -> Kernel:
+    """A kernel of the user's, installed as distributions do: ROOT/boot/IMAGE, ROOT/lib/modules.
+
+    Raises LabError when it is no bzImage.
+    """
+    try:
+        with image.open("rb") as file:
+            start = file.read(_SETUP_BYTES)
+    except OSError as error:
+        raise LabError(f"{image}: {error.strerror}") from error
+    if not is_bzimage(start):
+        raise LabError(f"{image} is no Linux kernel (bzImage)")
+    at = _SETUP_SECTOR_BYTES + int.from_bytes(start[_VERSION_AT : _VERSION_AT + 2], "little")
+    version = start[at:].split(b" ", 1)[0].split(b"\0", 1)[0].decode(errors="replace")
+    root = image.resolve().parent.parent
+    return Kernel(version, image, root, ("bzImage",), initrd, busybox)
 
 
 def find_kernels(root: Path) -> tuple[Kernel, ...]:

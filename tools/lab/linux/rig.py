@@ -26,7 +26,7 @@ from tools.lab.deadlines import within
 from tools.lab.errors import DeadlineError, LabError
 from tools.lab.linux.cpio import Entry, archive
 from tools.lab.linux.initramfs import boot_files, guest_initramfs
-from tools.lab.linux.inside import REPORT_PREFIX
+from tools.lab.linux.inside import NEWS_PREFIX, REPORT_PREFIX
 from tools.lab.linux.kernels import Kernel
 from tools.lab.linux.pythonbox import PROJECT, SITE, interpreter, project_files, python_files
 from tools.lab.linux.vmlinux import vmlinux
@@ -74,20 +74,28 @@ class Rig:
         self._name = name
         self._tail: list[str] = []
 
-    async def next_report(self, deadline_ms: int = CASE_MS) -> dict[str, Any]:
-        """The next report of a case. Raises LabError when L1 ends, DeadlineError."""
+    async def next_report(
+        self, deadline_ms: int = CASE_MS, tell: Callable[[str], object] | None = None
+    ) -> dict[str, Any]:
+        """The next report of a case. Raises LabError when L1 ends, DeadlineError.
+
+        `tell` hears of every update as it comes.
+        """
         try:
-            return await within(deadline_ms, "rig: a report", self._read())
+            return await within(deadline_ms, "rig: a report", self._read(tell))
         except DeadlineError as error:
             raise DeadlineError(f"{error}; {self._last_lines()}") from error
 
-    async def _read(self) -> dict[str, Any]:
+    async def _read(self, tell: Callable[[str], object] | None) -> dict[str, Any]:
         assert self._process.stdout is not None
         while line := (await self._process.stdout.readline()).decode(errors="replace"):
             start = line.find(REPORT_PREFIX)
             if start >= 0:
                 report: dict[str, Any] = json.loads(line[start + len(REPORT_PREFIX) :])
                 return report
+            news = line.find(NEWS_PREFIX)
+            if news >= 0 and tell is not None:
+                tell(line[news + len(NEWS_PREFIX) :].rstrip())
             self._tail = [*self._tail[-_TAIL_LINES:], line.rstrip()]
         raise LabError(f"rig: {self._name} ended before the report; {self._last_lines()}")
 
@@ -130,7 +138,7 @@ def _qemu_argv(qemu: Path, kernel: Path, initrd: Path) -> Sequence[str]:
 
 def _segments(plan: RigPlan) -> list[bytes]:
     """The parts of L1's initramfs: what changes last comes last and is built each time."""
-    guests = [_cached(f"guest-{k.version}", _guest_stamp(), guest_files(k)) for k in plan.guests]
+    guests = [_cached(f"guest-{k.version}", _guest_stamp(k), guest_files(k)) for k in plan.guests]
     return [_cached("python", _python_stamp(), python_files), *guests, archive(_l1_files(plan))]
 
 
@@ -151,7 +159,8 @@ def guest_files(kernel: Kernel) -> Callable[[], Iterable[Entry]]:
     def files() -> Iterable[Entry]:
         folder = f"guests/{kernel.version}"
         yield Entry.file(f"{folder}/bzImage", kernel.image.read_bytes())
-        yield Entry.file(f"{folder}/vmlinux", vmlinux(kernel))
+        if "vmlinux" in kernel.forms:
+            yield Entry.file(f"{folder}/vmlinux", vmlinux(kernel))
         yield Entry.file(f"{folder}/initrd", guest_initramfs(kernel))
 
     return files
@@ -164,10 +173,12 @@ def _python_stamp() -> str:
     return _digest(sys.version, interpreter(), *packages, _text_of("pythonbox.py"))
 
 
-def _guest_stamp() -> str:
-    """Changes with the sources of the guest's initramfs."""
+def _guest_stamp(kernel: Kernel) -> str:
+    """Changes with the kernel, with an initramfs of the user's, and with the sources of ours."""
     names = ("guest/init", "guest/agent.c", "initramfs.py")
-    return _digest(*(_text_of(name) for name in names))
+    files = [path for path in (kernel.image, kernel.initrd) if path is not None]
+    times = (f"{path.resolve()} {path.stat().st_mtime_ns}" for path in files)
+    return _digest(*(_text_of(name) for name in names), *times, *kernel.forms)
 
 
 def _text_of(name: str) -> str:
