@@ -105,6 +105,11 @@ async def test_every_other_version_to_the_present_one_and_back(other: str) -> No
         await r.meets(r.flavour)
 
 
+async def test_two_versions_with_one_protocol_in_common_that_only_one_prefers() -> None:
+    async with rig("future-protocols") as r:  # 1..2 to 2..2: all but HELLO goes out in 2
+        await r.meets("future-protocol")
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("source", OTHERS)
 async def test_every_ordered_pair(source: str) -> None:

@@ -102,10 +102,12 @@ class Listener:
             path.unlink()
 
 
-async def send_main_header(sock: socket.socket, header: MainHeader, timeout_ms: int) -> None:
-    """Write the stream header and the RAM block table."""
+async def send_main_header(
+    sock: socket.socket, header: MainHeader, protocol: int, timeout_ms: int
+) -> None:
+    """Write the stream header and the RAM block table, in the protocol that ACCEPT chose."""
     async with asyncio.timeout(timeout_ms / _MS_PER_S):
-        await asyncio.get_running_loop().sock_sendall(sock, encode(header))
+        await asyncio.get_running_loop().sock_sendall(sock, encode(header, protocol))
 
 
 async def receive_main_header(sock: socket.socket, timeout_ms: int) -> MainHeader:

@@ -226,7 +226,8 @@ class SourceUpdate:
         self._vmm.spawn(self._connect_main_task(), "connect the main channel")
 
     async def _connect_main_task(self) -> None:
-        deadline_ms = self._vmm.deadlines().main_ms
+        assert self._channel is not None
+        protocol, deadline_ms = self._channel.protocol, self._vmm.deadlines().main_ms
         header = MainHeader(
             nonce=self._nonce,
             machine_type=self._vmm.config.machine.type_name,
@@ -236,7 +237,7 @@ class SourceUpdate:
         )
         try:
             with await connect(self._main_address, deadline_ms) as sock:
-                await send_main_header(sock, header, deadline_ms)
+                await send_main_header(sock, header, protocol, deadline_ms)
         except (CprError, VmmError, OSError) as error:
             self._driver.fail(connect_reason(self._main_address, error))
             return
