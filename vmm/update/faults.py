@@ -35,7 +35,11 @@ class When(Enum):
 
 
 class Fault(Enum):
-    """What goes wrong."""
+    """What goes wrong.
+
+    A full disk is not among them: no step of an update writes to a file. What devices write is
+    filled up in tests/integration/test_full_disk.py.
+    """
 
     KILL = "kill"  # SIGKILL
     HANG = "hang"  # SIGSTOP; whoever asked for it lets the process go on
