@@ -1,6 +1,6 @@
 """The ELF file inside a bzImage: what a kernel unpacks of itself, done beforehand.
 
-An emulated processor spends seconds on it. lz4 and zstandard are development dependencies.
+An emulated processor spends seconds on it.
 """
 
 from __future__ import annotations
