@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.framework import memory_cgroup
-from tools.lab.cache import cache_folder
+from tools.lab.cache import peer_qemu
 from tools.lab.linux import host
 from vmm.devices.net.tun import CLONE_DEVICE
 
@@ -39,11 +39,6 @@ def kvm_opens() -> bool:
     except OSError:
         return False
     return True
-
-
-def peer_qemu() -> Path:
-    """Where tools/fetch-peer puts the command that runs a real QEMU."""
-    return cache_folder() / "peers" / "qemu" / "run"
 
 
 def huge_page_is_free() -> bool:

@@ -23,13 +23,12 @@ from tools.lab.argv import migrate_channels
 from tools.lab.deadlines import UPDATE_MS, within
 from tools.lab.process import Event, VmmProcess, listen_unix
 from tools.lab.ramview import RamView
-from tools.lab.update import UpdateResult, live_update
+from tools.lab.update import EVENTS_ON, UpdateResult, live_update
 
 MIB = 1 << 20
 RAM_BYTES = 16 * MIB
 VMM = (sys.executable, "-m", "vmm")
 COM1 = ("-serial", "chardev:line")
-EVENTS_ON = {"capabilities": [{"capability": "events", "state": True}]}
 
 
 def memory(size_bytes: int = RAM_BYTES, machine: str = "cpr-1.0") -> tuple[str, ...]:

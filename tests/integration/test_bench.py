@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.needs import peer_qemu
 from tools import bench
+from tools.lab.cache import peer_qemu
 
 
 def test_updates_are_measured_beside_the_floor(accel: str, tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ import pytest
 from qemu.qmp import ExecuteError
 
 from tests.framework.dialogue import Wire, both_stories, story
-from tests.framework.guest_rig import EVENTS_ON, Rig, exit_status, query_migrate, runstate
+from tests.framework.guest_rig import Rig, exit_status, query_migrate, runstate
 from tests.framework.rounds import goes_on
 from tests.integration.conftest import MakeGuest
+from tools.lab.update import EVENTS_ON
 
 pytestmark = pytest.mark.needs_assembler
 

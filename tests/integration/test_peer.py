@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.needs import peer_qemu
+from tools.lab.cache import peer_qemu
 from tools.lab.options import own_vmm
 from tools.peer.argv import MIB, our_build, qemu_build
 from tools.peer.compare import measure_gap

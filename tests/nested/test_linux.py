@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.needs import peer_qemu
+from tools.lab.cache import peer_qemu
 from tools.lab.linux.host import running_linux
 from tools.lab.linux.kernels import Kernel, fetch_linux, find_kernels
 from tools.lab.linux.rig import L1_BOOT_MS, RigPlan

@@ -13,14 +13,13 @@ from tools.lab.heartbeat import HeartbeatReader
 from tools.lab.launcher import Launched, Launcher
 from tools.lab.options import own_vmm
 from tools.lab.process import VmmProcess
-from tools.lab.update import live_update
+from tools.lab.update import EVENTS_ON, live_update
 
 GUEST = GuestSpec(ram_bytes=32 << 20, pages=64, heartbeat_ms=5)
 BUILD = Build(own_vmm(), "unicorn")
 HEARTBEATS = 5
 SHORT_TIMEOUT_MS = 1_500
 _LAST_WORDS = frozenset({"completed", "failed", "cancelled"})
-EVENTS_ON = {"capabilities": [{"capability": "events", "state": True}]}
 
 
 class Rig:

@@ -15,7 +15,7 @@ from qemu.qmp import ExecuteError, QMPClient
 
 from cpr.codec import encode
 from tests.integration.test_tap import taps_of
-from tests.scoreboard.rig import BUILD, EVENTS_ON, GUEST, Rig, ended, marks, rig, status
+from tests.scoreboard.rig import BUILD, GUEST, Rig, ended, marks, rig, status
 from tests.skew import skewed_vmm
 from tests.skew.flavours import EXTRA_NAME
 from tests.unit.cpr.examples import HELLO
@@ -27,7 +27,7 @@ from tools.lab.namespace import NetworkNamespace, TapSpec
 from tools.lab.nics import add_nics
 from tools.lab.process import listen_unix
 from tools.lab.procfs import find_memfd
-from tools.lab.update import live_update
+from tools.lab.update import EVENTS_ON, live_update
 
 STATE_MAX_BYTES = 16 << 10
 NOBODY = 65534

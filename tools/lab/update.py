@@ -77,7 +77,7 @@ async def live_update(
     new.forget_events()
     old_story, new_story = _Story(old), _Story(new)
     try:
-        await old.execute("migrate-set-capabilities", _EVENTS_ON)
+        await old.execute("migrate-set-capabilities", EVENTS_ON)
         await old.execute("migrate-set-parameters", {"mode": "cpr-transfer"})
         started_ns = time.monotonic_ns()
         await old.execute("migrate", migrate_arguments)
@@ -106,7 +106,7 @@ async def live_update(
     )
 
 
-_EVENTS_ON = {"capabilities": [{"capability": "events", "state": True}]}
+EVENTS_ON = {"capabilities": [{"capability": "events", "state": True}]}
 
 
 async def query_marks(process: VmmProcess) -> tuple[Mark, ...]:

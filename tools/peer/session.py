@@ -16,6 +16,7 @@ from tools.lab.deadlines import LAUNCH_MS, UPDATE_MS, within
 from tools.lab.errors import DeadlineError, LabError, UpdateFailedError
 from tools.lab.process import Event, VmmProcess, listen_unix
 from tools.lab.procfs import find_memfd
+from tools.lab.update import EVENTS_ON
 from tools.peer.appearing import file_appears
 from tools.peer.argv import Channels, PeerBuild, migrate_arguments, peer_argv
 from tools.peer.gapsampling import GapSampler
@@ -172,7 +173,7 @@ class PeerSession:
         launching = asyncio.create_task(self._launch(incoming=channels))
         try:
             await _listens(channels.cpr, launching)
-            await old.execute("migrate-set-capabilities", _EVENTS_ON)
+            await old.execute("migrate-set-capabilities", EVENTS_ON)
             await old.execute("migrate-set-parameters", {"mode": "cpr-transfer"})
             old.forget_events()
             await _migrate(old, channels)
@@ -192,7 +193,6 @@ class PeerSession:
 
 
 _BAD_ENDINGS = frozenset({"failed", "cancelled"})
-_EVENTS_ON = {"capabilities": [{"capability": "events", "state": True}]}
 
 
 async def _listens(path: Path, launching: asyncio.Task[VmmProcess]) -> None:

@@ -16,6 +16,7 @@ from tools.lab.errors import CheckFailedError
 from tools.lab.faults.cases import Case
 from tools.lab.launcher import Launched
 from tools.lab.process import VmmProcess
+from tools.lab.update import EVENTS_ON
 from vmm.update.faults import Fault
 
 # Of every phase. A hung process is given up after it, so it sets the pace of those cases; a busy
@@ -25,7 +26,6 @@ PHASE_TIMEOUT_MS = 2_000
 # any chain of deadlines that ends by itself.
 DOUBT_PHASES = 4
 _TERMINAL = frozenset({"completed", "failed", "cancelled"})
-_EVENTS_ON = {"capabilities": [{"capability": "events", "state": True}]}
 
 
 async def faulted_update(
@@ -97,7 +97,7 @@ class _Duel:
         """Returns the one that failed."""
         case, old, new = self._case, self._old.process, self._new.process
         for process in (old, new):
-            await process.execute("migrate-set-capabilities", _EVENTS_ON)
+            await process.execute("migrate-set-capabilities", EVENTS_ON)
             timeout = {"x-cpr-timeout-ms": self._phase_timeout_ms}
             await process.execute("migrate-set-parameters", timeout)
         await old.execute("migrate-set-parameters", {"mode": "cpr-transfer"})

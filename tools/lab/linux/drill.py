@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tools.lab.cache import cache_folder
+from tools.lab.cache import peer_qemu
 from tools.lab.errors import OptionError
 from tools.lab.linux.host import running_linux, why_not_here
 from tools.lab.linux.kernels import fetch_linux, find_kernels, own_kernel
@@ -66,8 +66,7 @@ def make_plan(options: argparse.Namespace) -> RigPlan:
         "count": options.count,
         "load": str(options.load or LOAD_DEFAULT),
     }
-    qemu = cache_folder() / "peers" / "qemu" / "run"
-    return RigPlan(qemu=qemu, l1_kernel=packaged[-1], guests=(guest,), cases=(case,))
+    return RigPlan(qemu=peer_qemu(), l1_kernel=packaged[-1], guests=(guest,), cases=(case,))
 
 
 async def _run(plan: RigPlan, deadline_ms: int) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from tempfile import TemporaryDirectory
 
 from tools.lab.errors import LabError
 from tools.lab.linux.rig import LINE_MAX_BYTES, Rig, RigPlan, guest_files, running_rig
+from tools.lab.options import KVM_DEVICE
 
-KVM_DEVICE = Path("/dev/kvm")
 # A CPU flag, and the part of KVM that uses what it stands for (linux/Documentation/virt/kvm).
 _HARDWARE = {"vmx": "kvm_intel", "svm": "kvm_amd"}
 

@@ -70,14 +70,14 @@ def guest_cpuid(
 ) -> tuple[CpuidEntry, ...]:
     """The entries for one vCPU, whose APIC id is its index."""
     kept = [entry for entry in supported if _is_kept(entry, options)]
-    entries = [_fitted(entry, vcpu_index, options) for entry in kept]
+    entries = [_fitted(entry, options) for entry in kept]
     if any(e.function == _LEAF_HIGHEST and e.eax >= _LEAF_TOPOLOGY for e in kept):
-        entries.extend(_topology(vcpu_index, options.vcpu_count))
-    return tuple(entries)
+        entries.extend(_topology(options.vcpu_count))
+    return renumbered(entries, vcpu_index)
 
 
 def renumbered(entries: Iterable[CpuidEntry], vcpu_index: int) -> tuple[CpuidEntry, ...]:
-    """The entries of one vCPU as those of another: only its APIC id differs."""
+    """The entries with the APIC id of this vCPU, by which alone vCPUs differ."""
     return tuple(_renumbered(entry, vcpu_index) for entry in entries)
 
 
@@ -153,9 +153,9 @@ def _is_kept(entry: CpuidEntry, options: CpuidOptions) -> bool:
     return entry.function not in (_LEAF_TOPOLOGY, _LEAF_TOPOLOGY_V2, _LEAF_AMD_SVM)
 
 
-def _fitted(entry: CpuidEntry, vcpu_index: int, options: CpuidOptions) -> CpuidEntry:
+def _fitted(entry: CpuidEntry, options: CpuidOptions) -> CpuidEntry:
     if entry.function == _LEAF_FEATURES:
-        return _features(entry, vcpu_index, options)
+        return _features(entry, options)
     if entry.function == _LEAF_AMD_FEATURES:
         return replace(entry, ecx=entry.ecx & ~_ECX_SVM)
     if entry.function == _LEAF_CACHES:
@@ -165,13 +165,13 @@ def _fitted(entry: CpuidEntry, vcpu_index: int, options: CpuidOptions) -> CpuidE
         id_bits = (options.vcpu_count - 1).bit_length()
         return replace(entry, ecx=(options.vcpu_count - 1) & 0xFF | id_bits << 12)
     if entry.function == _LEAF_AMD_TOPOLOGY:
-        return replace(entry, eax=vcpu_index, ebx=vcpu_index & 0xFF, ecx=0)
+        return replace(entry, ebx=0, ecx=0)  # one thread a core, one node
     return entry
 
 
-def _features(entry: CpuidEntry, vcpu_index: int, options: CpuidOptions) -> CpuidEntry:
+def _features(entry: CpuidEntry, options: CpuidOptions) -> CpuidEntry:
     count = min(options.vcpu_count, 0xFF)
-    ebx = entry.ebx & 0x0000_FFFF | count << 16 | (vcpu_index & 0xFF) << 24
+    ebx = entry.ebx & 0x0000_FFFF | count << 16
     ecx = (entry.ecx | _ECX_HYPERVISOR) & ~_ECX_VMX
     edx = entry.edx & ~_EDX_HTT
     if options.vcpu_count > 1:
@@ -184,11 +184,11 @@ def _features(entry: CpuidEntry, vcpu_index: int, options: CpuidOptions) -> Cpui
     return replace(entry, ebx=ebx, ecx=ecx, edx=edx)
 
 
-def _topology(vcpu_index: int, vcpu_count: int) -> Iterator[CpuidEntry]:
-    """One package of single-threaded cores; edx is the x2APIC id on every level."""
+def _topology(vcpu_count: int) -> Iterator[CpuidEntry]:
+    """One package of single-threaded cores; edx, the x2APIC id on every level, comes later."""
     id_bits = (vcpu_count - 1).bit_length()
     levels = ((0, 1, _TOPOLOGY_SMT), (id_bits, vcpu_count, _TOPOLOGY_CORE), (0, 0, 0))
     for index, (shift, count, level) in enumerate(levels):
         yield CpuidEntry(
-            _LEAF_TOPOLOGY, index, abi.CPUID_FLAG_INDEXED, shift, count, level | index, vcpu_index
+            _LEAF_TOPOLOGY, index, abi.CPUID_FLAG_INDEXED, shift, count, level | index, 0
         )

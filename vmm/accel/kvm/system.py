@@ -46,8 +46,7 @@ _REQUIRED_FOR_IRQCHIP = {
     "KVM_CAP_ADJUST_CLOCK": abi.CAP_ADJUST_CLOCK,
 }
 
-# Entries and indices asked for in one call. Linux has 256 CPUID entries at most
-# (KVMENTRIES_MAX) and a few hundred MSRs; both calls fail loudly when there are more.
+# Indices asked for in one call. Linux has a few hundred; the call fails loudly when there are more.
 _MAX_MSRS = 2048
 
 CPU_MODELS = ("max", "host")
