@@ -197,8 +197,9 @@ def _assemble(
     )
     first_block = memory.ram.layout.blocks[0].id
     with contextlib.ExitStack() as undo:
-        vm = accel.create_vm(slots, vm_options(config, cpu))
+        vm = accel.create_vm(vm_options(config, cpu))
         undo.callback(vm.close)
+        vm.map_ram(slots)
         bus = SystemBus()
         irqs = IrqLines(vm.irq_line)
         outside = Outside(

@@ -131,8 +131,9 @@ class Rig:
         """A new VM over the memory."""
         accelerator = open_accelerator(accel_name)
         self._closers.append(accelerator.close)
-        vm = accelerator.create_vm(self.memory.slots, options or VmOptions(1))
+        vm = accelerator.create_vm(options or VmOptions(1))
         self._closers.append(vm.close)
+        vm.map_ram(self.memory.slots)
         return vm
 
     def vcpu(self, accel_name: str) -> Vcpu:

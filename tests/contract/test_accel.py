@@ -449,7 +449,7 @@ def test_machine_state_has_the_announced_types_and_loads_again(rig: Rig, accel: 
 def test_guest_may_be_told_of_a_pause_whether_it_cares_or_not(rig: Rig, accel: str) -> None:
     for irqchip in (False, True) if accel == "kvm" else (False,):
         accelerator = open_accelerator(accel)
-        vm = accelerator.create_vm(rig.memory.slots, VmOptions(1, kernel_irqchip=irqchip))
+        vm = accelerator.create_vm(VmOptions(1, kernel_irqchip=irqchip))
         vm.was_paused()
         vm.close()
         accelerator.close()
@@ -457,12 +457,12 @@ def test_guest_may_be_told_of_a_pause_whether_it_cares_or_not(rig: Rig, accel: s
 
 def test_cpus_are_what_a_running_guest_s_were(rig: Rig, accel: str) -> None:
     accelerator = open_accelerator(accel)
-    described = accelerator.create_vm(rig.memory.slots, VmOptions(1))
+    described = accelerator.create_vm(VmOptions(1))
     cpu = described.cpu_description()
     described.close()
     options = VmOptions(1, cpu=cpu)
     assert accelerator.cpu_problems(options) == ()
-    again = accelerator.create_vm(rig.memory.slots, options)
+    again = accelerator.create_vm(options)
     assert again.cpu_description() == cpu
     again.close()
     accelerator.close()
@@ -475,7 +475,7 @@ def _open_fds() -> set[str]:
 def test_closing_leaves_no_fd_and_no_thread(rig: Rig, accel: str) -> None:
     def cycle() -> None:
         accelerator = open_accelerator(accel)
-        vm = accelerator.create_vm(rig.memory.slots, VmOptions(1))
+        vm = accelerator.create_vm(VmOptions(1))
         vm.vcpus[0].rehearse()
         vm.close()
         accelerator.close()

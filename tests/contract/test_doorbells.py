@@ -46,7 +46,8 @@ def test_store_of_the_value_signals_and_every_other_reaches_the_bus(
     value = 0x8877_6655_4433_2211
     bus = RecordingBus({("load", MMIO + offset): value for offset in (0, 8, 16, 24)})
     accelerator = open_accelerator(accel)
-    vm = accelerator.create_vm(rig.memory.slots, VmOptions(1))
+    vm = accelerator.create_vm(VmOptions(1))
+    vm.map_ram(rig.memory.slots)
     waits_for = (value & 0xFFFF_FFFF) ^ (0 if stored else 1)
     can = vm.signal_on_store(MMIO + 0x108, 4, waits_for, eventfd)
     vcpu = vm.vcpus[0]
@@ -69,7 +70,8 @@ def test_store_of_the_value_signals_and_every_other_reaches_the_bus(
 def test_kvm_has_them_and_refuses_what_is_no_eventfd() -> None:
     rig = Rig()
     accelerator = open_accelerator("kvm")
-    vm = accelerator.create_vm(rig.memory.slots, VmOptions(1))
+    vm = accelerator.create_vm(VmOptions(1))
+    vm.map_ram(rig.memory.slots)
     with Path(os.devnull).open() as other, pytest.raises(AccelError, match="eventfd for 0x1 at"):
         vm.signal_on_store(PAGE, 4, 1, other.fileno())
     vm.close()

@@ -191,9 +191,9 @@ def main(argv: Sequence[str]) -> None:
     )
     ram = GuestRam(pc_layout([RamBlock(BLOCK_ID, config.memory_size_bytes)]), {BLOCK_ID: memfd})
     accel, _skipped = open_accel(config.accels)
-    vm = accel.create_vm(
-        [MappedSlot(part.guest_start, part.size_bytes, part.host_address) for part in ram.ranges],
-        VmOptions(vcpu_count=config.vcpu_count),
+    vm = accel.create_vm(VmOptions(vcpu_count=config.vcpu_count))
+    vm.map_ram(
+        [MappedSlot(part.guest_start, part.size_bytes, part.host_address) for part in ram.ranges]
     )
     bus, clock = SystemBus(), PacedClock(config.vcpu_count, orders)
     bus.attach(clock)

@@ -141,6 +141,10 @@ class GuestVm(Protocol):
         """In index order."""
         ...
 
+    def map_ram(self, slots: Sequence[MappedSlot]) -> None:
+        """Give the guest its RAM: once, before a vCPU runs it. Raises AccelError."""
+        ...
+
     def save(self) -> tuple[VmState, ...]:
         """State kept by the accelerator beside the vCPUs (in-kernel irqchip, PIT, clock)."""
         ...
@@ -194,8 +198,8 @@ class Accelerator(Protocol):
         """How many vCPUs one VM may have."""
         ...
 
-    def create_vm(self, slots: Sequence[MappedSlot], options: VmOptions) -> GuestVm:
-        """Make a VM with `options.vcpu_count` vCPUs in reset state over the mapped RAM."""
+    def create_vm(self, options: VmOptions) -> GuestVm:
+        """Make a VM with `options.vcpu_count` vCPUs in reset state and no RAM yet."""
         ...
 
     def cpu_problems(self, options: VmOptions) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ class UnicornAccelerator:
             raise
         self._host_tsc = HostTsc(self._probe)
 
-    def create_vm(self, slots: Sequence[MappedSlot], options: VmOptions) -> UnicornVm:
+    def create_vm(self, options: VmOptions) -> UnicornVm:
         """See Accelerator.create_vm. Raises AccelError for what only kvm can do."""
         if options.vcpu_count > self.max_vcpus:
             raise AccelError(
@@ -49,7 +49,7 @@ class UnicornAccelerator:
             raise AccelError("unicorn: no in-kernel irqchip; use kernel-irqchip=off or -accel kvm")
         if options.properties:
             raise AccelError(f"Property 'unicorn-accel.{next(iter(options.properties))}' not found")
-        return UnicornVm(self._library, slots, self._layout, self._host_tsc)
+        return UnicornVm(self._library, self._layout, self._host_tsc)
 
     def cpu_problems(self, options: VmOptions) -> tuple[str, ...]:
         """None: a simple guest, which only uses what every accelerator has, may come from kvm."""
@@ -67,18 +67,19 @@ class UnicornAccelerator:
 class UnicornVm:
     """Implements `vmm.accel.base.GuestVm`: one engine with one vCPU, and no state beside it."""
 
-    def __init__(
-        self, library: Library, slots: Sequence[MappedSlot], layout: Layout, host_tsc: HostTsc
-    ) -> None:
+    def __init__(self, library: Library, layout: Layout, host_tsc: HostTsc) -> None:
         self._engine = Engine(library)
         try:
-            self._engine.map_ram(slots)
-            vcpu = UnicornVcpu(self._engine, layout, host_tsc)
-            self._engine.map_mmio(slots, vcpu.mmio_read, vcpu.mmio_write)
+            self._vcpu = UnicornVcpu(self._engine, layout, host_tsc)
         except BaseException:
             self._engine.close()
             raise
-        self.vcpus: Sequence[UnicornVcpu] = (vcpu,)
+        self.vcpus: Sequence[UnicornVcpu] = (self._vcpu,)
+
+    def map_ram(self, slots: Sequence[MappedSlot]) -> None:
+        """See GuestVm.map_ram; what is not RAM goes to the bus from then on."""
+        self._engine.map_ram(slots)
+        self._engine.map_mmio(slots, self._vcpu.mmio_read, self._vcpu.mmio_write)
 
     def save(self) -> tuple[VmState, ...]:
         """Nothing."""

@@ -72,7 +72,7 @@ def test_wrong_option_is_refused_by_name(
     kvm: KvmAccelerator, options: VmOptions, text: str
 ) -> None:
     with pytest.raises(AccelError, match=text):
-        kvm.create_vm((), options)
+        kvm.create_vm(options)
 
 
 @pytest.mark.needs_kvm
@@ -80,7 +80,7 @@ def test_vm_is_refused_while_a_kick_would_end_the_process(kvm: KvmAccelerator) -
     previous = signal.signal(KICK_SIGNAL, signal.SIG_DFL)
     try:
         with pytest.raises(AccelError, match="install_kick_handler"):
-            kvm.create_vm((), VmOptions(1))
+            kvm.create_vm(VmOptions(1))
     finally:
         signal.signal(KICK_SIGNAL, previous)
 
@@ -92,8 +92,10 @@ def test_refused_memory_slot_is_named_and_leaves_no_fd(kvm: KvmAccelerator) -> N
         slots = [MappedSlot(0, PAGE, address), MappedSlot(0, PAGE, address)]
         before = len(list(Path("/proc/self/fd").iterdir()))
 
-        with pytest.raises(AccelError, match=r"memory slot 1 \(0x0 to 0x1000\).*EEXIST"):
-            kvm.create_vm(slots, VmOptions(1))
+        vm = kvm.create_vm(VmOptions(1))
+        with pytest.raises(AccelError, match=r"memory slot 2 \(0x0 to 0x1000\).*EEXIST"):
+            vm.map_ram(slots)
+        vm.close()
 
         assert len(list(Path("/proc/self/fd").iterdir())) == before
 

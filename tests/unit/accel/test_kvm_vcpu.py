@@ -139,7 +139,7 @@ def test_vcpu_that_cannot_be_read_at_birth_leaves_nothing_behind(
     monkeypatch.setattr(vm, "state_msrs", with_a_wrong_one)
 
     with pytest.raises(AccelError, match="MSR 0x4dead of vCPU 0 cannot be read"):
-        accelerator.create_vm(rig.memory.slots, VmOptions(1))
+        accelerator.create_vm(VmOptions(1))
 
     assert (open_fds(), run_pages()) == before
     accelerator.close()

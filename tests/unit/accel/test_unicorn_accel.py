@@ -44,15 +44,17 @@ def test_options_that_only_kvm_has_are_refused(
     accelerator: UnicornAccelerator, options: VmOptions, named: str
 ) -> None:
     with pytest.raises(AccelError, match=named):
-        accelerator.create_vm((), options)
+        accelerator.create_vm(options)
 
 
 def test_slots_that_overlap_are_refused(accelerator: UnicornAccelerator) -> None:
     memory = GuestMemory()
+    vm = accelerator.create_vm(VmOptions(1))
     try:
         with pytest.raises(AccelError):
-            accelerator.create_vm(memory.slots * 2, VmOptions(1))
+            vm.map_ram(memory.slots * 2)
     finally:
+        vm.close()
         memory.close()
 
 

@@ -157,7 +157,8 @@ def main(argv: Sequence[str]) -> None:
             ("exits_per_s", EXITING_GUEST, exits_per_s, exits),
             ("kick_us", COMPUTING_GUEST, kick_latencies_us, kicks),
         ):
-            vm = accel.create_vm(slots, VmOptions(vcpu_count=1))
+            vm = accel.create_vm(VmOptions(vcpu_count=1))
+            vm.map_ram(slots)
             vcpu = vm.vcpus[0]
             figures[name] = measure(vcpu, CountingBus(), guest_start(ram, vcpu, code), count)
             vm.close()

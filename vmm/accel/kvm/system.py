@@ -108,8 +108,8 @@ class KvmAccelerator:
         """What `create_vm(..., options).state_types()` will say."""
         return machine_state_types(kernel_irqchip=options.kernel_irqchip)
 
-    def create_vm(self, slots: Sequence[MappedSlot], options: VmOptions) -> KvmVm:
-        """Make a VM over `slots`; its vCPUs are in reset state.
+    def create_vm(self, options: VmOptions) -> KvmVm:
+        """Make a VM without RAM; its vCPUs are in reset state.
 
         Raises AccelError when an option is wrong or KVM refuses, AccelUnavailable when this kernel
         lacks what `options` needs.
@@ -122,7 +122,7 @@ class KvmAccelerator:
             )
         if options.kernel_irqchip:
             self.require(_REQUIRED_FOR_IRQCHIP)
-        return KvmVm(self, slots, options)
+        return KvmVm(self, options)
 
     def supported_cpuid(self) -> tuple[CpuidEntry, ...]:
         """Every CPUID entry that KVM can give a guest on this host."""

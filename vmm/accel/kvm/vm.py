@@ -33,6 +33,9 @@ from vmm.errors import AccelError
 _IDENTITY_MAP_ADDRESS = 0xFEFF_C000
 _TSS_ADDRESS = 0xFEFF_D000
 
+_REHEARSAL_SLOT = 0
+_FIRST_RAM_SLOT = 1
+
 _4_GIB = 4 << 30
 _1_GIB = 1 << 30  # the rehearsal's slot lies on such a border, above all RAM
 
@@ -69,22 +72,25 @@ def machine_state_types(*, kernel_irqchip: bool) -> tuple[type[VmState], ...]:
 class KvmVm:
     """Owns the VM's fd and its vCPUs. Raises AccelError when KVM refuses any part of it."""
 
-    def __init__(self, system: System, slots: Sequence[MappedSlot], options: VmOptions) -> None:
+    def __init__(self, system: System, options: VmOptions) -> None:
         self._options = options
-        self._rehearsal_slot = len(slots)
-        top = max((slot.guest_start + slot.size_bytes for slot in slots), default=0)
-        self._rehearsal_address = -(-max(top, _4_GIB) // _1_GIB) * _1_GIB
+        self._rehearsal_address = _4_GIB
         self._fd = checked_ioctl(system.fileno(), abi.CREATE_VM, 0, "creating a VM")
         self.vcpus: tuple[KvmVcpu, ...] = ()
         with ExitStack() as undo:
             undo.callback(self.close)
             self._place_intel_pages()
-            for number, slot in enumerate(slots):
-                self._set_slot(number, slot)
             self._chips = Chips(self._fd) if options.kernel_irqchip else None
             self._enable_exact_events(system)
             self._create_vcpus(system)
             undo.pop_all()
+
+    def map_ram(self, slots: Sequence[MappedSlot]) -> None:
+        """See GuestVm.map_ram (KVM API, KVM_SET_USER_MEMORY_REGION)."""
+        for number, slot in enumerate(slots, _FIRST_RAM_SLOT):
+            self._set_slot(number, slot)
+        top = max((slot.guest_start + slot.size_bytes for slot in slots), default=0)
+        self._rehearsal_address = -(-max(top, _4_GIB) // _1_GIB) * _1_GIB
 
     def state_types(self) -> tuple[type[VmState], ...]:
         """The types that `save` returns, in its order."""
@@ -207,12 +213,12 @@ class KvmVm:
         address = ctypes.addressof(ctypes.c_char.from_buffer(code.memory))
         try:
             self._set_slot(
-                self._rehearsal_slot, MappedSlot(code.guest_start, REHEARSAL_SIZE_BYTES, address)
+                _REHEARSAL_SLOT, MappedSlot(code.guest_start, REHEARSAL_SIZE_BYTES, address)
             )
             try:
                 yield code
             finally:  # size 0 deletes the slot
-                self._set_slot(self._rehearsal_slot, MappedSlot(code.guest_start, 0, address))
+                self._set_slot(_REHEARSAL_SLOT, MappedSlot(code.guest_start, 0, address))
         finally:
             code.close()
 
