@@ -51,6 +51,13 @@ class VmState:
     READS_FROM: ClassVar[int]
     OPTIONAL: ClassVar[bool] = False
 
+    @classmethod
+    def prepare(cls) -> None:
+        """Make now what reads and writes such states, and not when the first one comes."""
+        this: Any = cls
+        _writer(this)
+        _reader(this, cls.VERSION)
+
     def to_map(self) -> dict[str, Any]:
         """Field name to plain CBOR value."""
         cls: Any = type(self)

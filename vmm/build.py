@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from cpr.messages import Hello
 from cpr.ownedfd import FdTable
 from cpr.vmstate import VmState
 from guestram.layout import RamBlock, RamLayout, pc_layout
 from guestram.lease import ControlPage, RunLease
 from guestram.memfd import MemfdIdentity, MemfdOptions, RamMemfd
 from guestram.ram import GuestRam
-from vmm.accel.base import Accelerator, CpuDescription, MappedSlot, VmOptions
-from vmm.accel.x86_section import CpuSection
+from vmm.accel.base import MappedSlot
 from vmm.boot.image import plan_boot
 from vmm.boot.plan import BootPlan
+from vmm.chassis import Chassis
 from vmm.config import (
     Chardev,
     DebugConsoleDevice,
@@ -33,7 +33,6 @@ from vmm.config import (
     device_chardevs,
 )
 from vmm.devices.base import PortDevice
-from vmm.devices.bus import SystemBus
 from vmm.devices.chardev import CharBackend, adopt_chardev, open_chardev
 from vmm.devices.clock import Clock, ClockState
 from vmm.devices.debug_console import DebugConsole, DebugConsoleState
@@ -44,12 +43,12 @@ from vmm.devices.pc_ports import PcPorts, PcPortsState
 from vmm.devices.serial import COM_PORTS, Serial
 from vmm.devices.serial_state import SerialState
 from vmm.devices.virtio.blk_image import RawImage
-from vmm.devicespec import DeviceSpec, GuestEvents, Outside, port_device
+from vmm.devicespec import DeviceSpec, Outside, port_device
 from vmm.errors import ConfigError
 from vmm.machine import Machine, MachineParts
 from vmm.pcspecs import pc_specs
-from vmm.sandbox import confine_vcpu_thread
 from vmm.update.inventory import (
+    CPUID,
     LEASE_FD_NAME,
     chardev_fd_name,
     drive_fd_name,
@@ -61,29 +60,26 @@ from vmm.virtiospecs import virtio_specs
 
 
 @dataclass(frozen=True, slots=True)
-class _Memory:
-    """RAM and the epoch page, created or adopted."""
+class _Belongings:
+    """RAM, the epoch page and the back-ends of a guest, created or adopted."""
 
     ram: GuestRam
     control: ControlPage
+    chardevs: Mapping[str, CharBackend]
+    netdevs: Mapping[str, Netdev]
+    images: Mapping[str, RawImage]
 
-    def close(self) -> None:
-        self.control.close()
-        self.ram.close()
 
+async def boot(chassis: Chassis) -> Machine:
+    """A fresh machine with the boot image loaded, not yet running; owns `chassis` on success.
 
-async def boot(
-    config: VmmConfig, accel: Accelerator, loop: asyncio.AbstractEventLoop, events: GuestEvents
-) -> Machine:
-    """A fresh machine with the boot image loaded, not yet running; owns `accel` on success.
-
-    Raises VmmError, RamError; nothing is left open then.
+    Raises VmmError, RamError; nothing but the chassis is left open then.
     """
+    config, loop = chassis.config, chassis.loop
     with contextlib.ExitStack() as undo:
-        memory = _create_memory(config)
-        undo.callback(memory.close)
+        ram, control = _create_memory(config, undo)
         if _wants_prefault(config):
-            await asyncio.to_thread(memory.ram.prefault)
+            await asyncio.to_thread(ram.prefault)
         chardevs = {}
         for chardev in _device_chardevs(config):
             chardevs[chardev.id] = open_chardev(chardev, loop)
@@ -97,35 +93,26 @@ async def boot(
         for drive in config.used_drives():
             images[drive.id] = RawImage.open(str(drive.file), drive.id, read_only=drive.readonly)
             undo.callback(images[drive.id].close)
-        machine = _assemble(
-            config, accel, None, plan_boot(config), loop, events, memory, chardevs, netdevs, images
-        )
+        belongings = _Belongings(ram, control, chardevs, netdevs, images)
+        machine = _assemble(chassis, plan_boot(config), belongings)
         undo.pop_all()
     machine.reset()
     return machine
 
 
-async def adopt(
-    config: VmmConfig,
-    accel: Accelerator,
-    cpu: CpuDescription | None,
-    boot_plan: BootPlan,
-    loop: asyncio.AbstractEventLoop,
-    events: GuestEvents,
-    fds: FdTable,
-    identities: Mapping[str, Mapping[str, int]],
-) -> Machine:
+async def adopt(chassis: Chassis, boot_plan: BootPlan, fds: FdTable, hello: Hello) -> Machine:
     """A machine around the RAM and fds of a running guest; no byte of RAM is written.
 
-    `cpu` is what its CPUs are, `boot_plan` what a later reset loads, `identities` what HELLO
-    promised, by fd name. Owns `accel` on success. Raises CprError, RamError, VmmError; nothing is
-    left open then.
+    `boot_plan` is what a later reset loads, `hello` what the source promised. Owns `chassis` on
+    success. Raises CprError, RamError, VmmError; nothing but the chassis is left open then.
     """
+    config, loop = chassis.config, chassis.loop
+    identities = {offer.name: offer.identity for offer in hello.fds}
+    chassis.refit(hello.machine.get(CPUID))
     with contextlib.ExitStack() as undo:
-        memory = _adopt_memory(config, fds, identities)
-        undo.callback(memory.close)
+        ram, control = _adopt_memory(config, fds, identities, undo)
         if _wants_prefault(config):
-            await asyncio.to_thread(memory.ram.prefault)
+            await asyncio.to_thread(ram.prefault)
         chardevs = {}
         for chardev in _device_chardevs(config):
             chardevs[chardev.id] = adopt_chardev(chardev, _claim_chardev(chardev, fds), loop)
@@ -138,24 +125,36 @@ async def adopt(
         for drive in config.used_drives():
             images[drive.id] = _adopt_image(drive, fds, identities)
             undo.callback(images[drive.id].close)
-        machine = _assemble(
-            config, accel, cpu, boot_plan, loop, events, memory, chardevs, netdevs, images
-        )
+        belongings = _Belongings(ram, control, chardevs, netdevs, images)
+        machine = _assemble(chassis, boot_plan, belongings)
         undo.pop_all()
     return machine
 
 
-def _create_memory(config: VmmConfig) -> _Memory:
+def section_types(chassis: Chassis) -> dict[str, type[VmState]]:
+    """The sections of the machine that would be built on `chassis`."""
+    devices = {spec.name: spec.state_type for spec in _device_specs(chassis.config)}
+    return devices | chassis.section_types()
+
+
+def _create_memory(config: VmmConfig, undo: contextlib.ExitStack) -> tuple[GuestRam, ControlPage]:
     memfds = {
         backend.id: RamMemfd.create(backend.id, _memfd_options(backend))
         for backend in config.ram_backends()
     }
-    return _Memory(GuestRam(_layout(config), memfds), ControlPage.create())
+    ram = GuestRam(_layout(config), memfds)
+    undo.callback(ram.close)
+    control = ControlPage.create()
+    undo.callback(control.close)
+    return ram, control
 
 
 def _adopt_memory(
-    config: VmmConfig, fds: FdTable, identities: Mapping[str, Mapping[str, int]]
-) -> _Memory:
+    config: VmmConfig,
+    fds: FdTable,
+    identities: Mapping[str, Mapping[str, int]],
+    undo: contextlib.ExitStack,
+) -> tuple[GuestRam, ControlPage]:
     memfds = {
         backend.id: RamMemfd.adopt(
             fds.claim(ram_fd_name(backend.id)).detach(),
@@ -165,77 +164,47 @@ def _adopt_memory(
         )
         for backend in config.ram_backends()
     }
+    ram = GuestRam(_layout(config), memfds)
+    undo.callback(ram.close)
     control = ControlPage.adopt(
         fds.claim(LEASE_FD_NAME).detach(), MemfdIdentity.from_map(identities[LEASE_FD_NAME])
     )
-    return _Memory(GuestRam(_layout(config), memfds), control)
+    undo.callback(control.close)
+    return ram, control
 
 
-def section_types(config: VmmConfig, accel: Accelerator) -> dict[str, type[VmState]]:
-    """The sections of the machine that `config` describes, before it exists."""
-    types = {spec.name: spec.state_type for spec in _device_specs(config)}
-    types.update((kind.NAME, kind) for kind in accel.state_types(vm_options(config)))
-    types.update((f"cpu{index}", CpuSection) for index in range(config.vcpu_count))
-    return types
-
-
-def _assemble(
-    config: VmmConfig,
-    accel: Accelerator,
-    cpu: CpuDescription | None,
-    boot_plan: BootPlan,
-    loop: asyncio.AbstractEventLoop,
-    events: GuestEvents,
-    memory: _Memory,
-    chardevs: Mapping[str, CharBackend],
-    netdevs: Mapping[str, Netdev],
-    images: Mapping[str, RawImage],
-) -> Machine:
-    slots = tuple(
-        MappedSlot(part.guest_start, part.size_bytes, part.host_address)
-        for part in memory.ram.ranges
+def _assemble(chassis: Chassis, boot_plan: BootPlan, belongings: _Belongings) -> Machine:
+    """The RAM goes into the chassis, the devices onto its bus."""
+    config, ram = chassis.config, belongings.ram
+    chassis.vm.map_ram(
+        [MappedSlot(part.guest_start, part.size_bytes, part.host_address) for part in ram.ranges]
     )
-    first_block = memory.ram.layout.blocks[0].id
-    with contextlib.ExitStack() as undo:
-        vm = accel.create_vm(vm_options(config, cpu))
-        undo.callback(vm.close)
-        vm.map_ram(slots)
-        bus = SystemBus()
-        irqs = IrqLines(vm.irq_line)
-        outside = Outside(
-            chardevs,
-            netdevs,
-            images,
-            events,
-            loop,
-            irqs,
-            memory.ram,
-            bus,
-            vm.signal_on_store if config.virtio_ioeventfd else None,
+    outside = Outside(
+        belongings.chardevs,
+        belongings.netdevs,
+        belongings.images,
+        chassis.events,
+        chassis.loop,
+        IrqLines(chassis.vm.irq_line),
+        ram,
+        chassis.bus,
+        chassis.vm.signal_on_store if config.virtio_ioeventfd else None,
+    )
+    devices = tuple(spec.plug(outside) for spec in _device_specs(config))
+    lease = RunLease(ram.memfd(ram.layout.blocks[0].id).fileno(), belongings.control)
+    return Machine(
+        MachineParts(
+            chassis=chassis,
+            ram=ram,
+            control=belongings.control,
+            lease=lease,
+            devices=devices,
+            chardevs=belongings.chardevs,
+            netdevs=belongings.netdevs,
+            images=belongings.images,
+            boot=boot_plan,
         )
-        devices = tuple(spec.plug(outside) for spec in _device_specs(config))
-        lease = RunLease(memory.ram.memfd(first_block).fileno(), memory.control)
-        undo.callback(lease.close)
-        machine = Machine(
-            MachineParts(
-                ram=memory.ram,
-                control=memory.control,
-                lease=lease,
-                accel=accel,
-                vm=vm,
-                bus=bus,
-                devices=devices,
-                chardevs=chardevs,
-                netdevs=netdevs,
-                images=images,
-                boot=boot_plan,
-            ),
-            loop,
-            events.vcpu_stopped,
-            functools.partial(confine_vcpu_thread, config.sandbox),
-        )
-        undo.pop_all()
-    return machine
+    )
 
 
 def _device_specs(config: VmmConfig) -> Iterator[DeviceSpec]:
@@ -304,16 +273,6 @@ def _memfd_options(backend: MemoryBackend) -> MemfdOptions:
         hugetlb=backend.hugetlb,
         hugetlb_size_bytes=backend.hugetlb_size_bytes,
         prealloc=backend.prealloc,
-    )
-
-
-def vm_options(config: VmmConfig, cpu: CpuDescription | None = None) -> VmOptions:
-    """What the machine asks of an accelerator; `cpu` is what a running guest's CPUs are."""
-    return VmOptions(
-        vcpu_count=config.vcpu_count,
-        kernel_irqchip=config.machine.kernel_irqchip,
-        cpu_model=config.cpu_model,
-        cpu=cpu,
     )
 
 

@@ -8,37 +8,32 @@ devices, vCPUs. Only this file enters the guest, and it does so only through `Ru
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from cpr.errors import StateError, UnknownSectionError
-from cpr.vmstate import Section, SectionHeader, VmState
+from cpr.vmstate import Section, VmState
 from guestram.errors import LeaseError
 from guestram.lease import ControlPage, RunLease
 from guestram.ram import GuestRam
-from vmm.accel.base import Accelerator, GuestVm, IoBus
-from vmm.accel.x86_section import CpuSection
 from vmm.boot.image import BootPlan
+from vmm.chassis import Chassis
 from vmm.devices.base import Device
 from vmm.devices.chardev import CharBackend
 from vmm.devices.net.netdev import Netdev
 from vmm.devices.virtio.blk_image import RawImage
 from vmm.errors import MachineError
-from vmm.vcputhread import GuestStopped, VcpuThreads
 
 
 @dataclass(frozen=True, slots=True)
 class MachineParts:
     """What a machine is made of; the machine owns all of it and closes it."""
 
+    chassis: Chassis
     ram: GuestRam
     control: ControlPage
     lease: RunLease
-    accel: Accelerator
-    vm: GuestVm
-    bus: IoBus
     devices: tuple[Device, ...]
     chardevs: Mapping[str, CharBackend]
     netdevs: Mapping[str, Netdev]
@@ -109,26 +104,12 @@ class VerifiedState:
 class Machine:
     """A guest and everything that serves it. All methods run on the loop's thread."""
 
-    def __init__(
-        self,
-        parts: MachineParts,
-        loop: asyncio.AbstractEventLoop,
-        on_stopped: GuestStopped,
-        confine_vcpu: Callable[[], None],
-    ) -> None:
-        """`confine_vcpu` is called on each vCPU's thread before it can run the guest."""
+    def __init__(self, parts: MachineParts) -> None:
         self.parts = parts
         self.running = False
         self._loaded: dict[str, Section] = {}  # what the devices hold, as long as nothing ran
         self.state_epoch = parts.control.epoch  # the epoch to which our CPU state belongs
-        self._reset_chips = parts.vm.save()
-        self._reset_cpus = tuple(vcpu.save() for vcpu in parts.vm.vcpus)
-        self._threads = VcpuThreads(parts.vm.vcpus, parts.bus, loop, on_stopped, confine_vcpu)
-
-    @property
-    def cpu_thread_ids(self) -> tuple[int, ...]:
-        """Kernel thread ids in vCPU order."""
-        return tuple(thread.thread_id for thread in self._threads)
+        self._threads = parts.chassis.threads
 
     def start(self) -> EntryTime:
         """Enter the guest; returns when, just before the first instruction can run.
@@ -140,7 +121,7 @@ class Machine:
         lease = self.parts.lease
         self.claim()
         self._loaded = {}
-        self.parts.vm.was_paused()
+        self.parts.chassis.vm.was_paused()
         for device in self.parts.devices:
             device.start()
         lease.enter()  # last of what can fail: until now another process could still run it
@@ -203,12 +184,7 @@ class Machine:
     def apply(self, verified: VerifiedState, epoch: int) -> None:
         """Put what `verify` gave into CPUs and devices."""
         states, parts = verified.states, self.parts
-        parts.vm.load([states[kind.NAME] for kind in parts.vm.state_types()])
-        for thread in self._threads:
-            state = states[_cpu_name(thread.vcpu.index)]
-            assert isinstance(state, CpuSection)
-            thread.halted = state.mp_state == "halted" and state.lapic is None
-            thread.vcpu.restore(state)
+        parts.chassis.load(states)
         for device in parts.devices:
             if device.name in states:
                 device.load(states[device.name])
@@ -229,40 +205,33 @@ class Machine:
         """Bring the stopped machine to its power-on state and load the boot image again."""
         self._require_stopped("reset")
         self._loaded = {}
-        self.parts.vm.load(self._reset_chips)
+        chassis = self.parts.chassis
+        chassis.vm.load(chassis.reset_chips)
         for device in self.parts.devices:
             device.reset()
         self.parts.boot.write_to(self.parts.ram)
-        for thread, reset_state in zip(self._threads, self._reset_cpus, strict=True):
+        for thread, reset_state in zip(self._threads, chassis.reset_cpus, strict=True):
             started = self.parts.boot.cpu_state(thread.vcpu.index, reset_state)
             # Without a local APIC nobody can start it; with one it waits in KVM for INIT and SIPI.
             thread.halted = started is None and reset_state.lapic is None
             thread.vcpu.load(started if started is not None else reset_state)
 
-    def section_headers(self) -> tuple[SectionHeader, ...]:
-        """What HELLO says of every section."""
-        return tuple(SectionHeader.of(name, kind) for name, kind in self.section_types().items())
-
     def section_types(self) -> dict[str, type[VmState]]:
         """Section name to state type, in save order."""
-        parts = self.parts
         types: dict[str, type[VmState]] = {
-            device.name: device.state_type for device in parts.devices
+            device.name: device.state_type for device in self.parts.devices
         }
-        types.update((kind.NAME, kind) for kind in parts.vm.state_types())
-        types.update((_cpu_name(vcpu.index), CpuSection) for vcpu in parts.vm.vcpus)
-        return types
+        return types | self.parts.chassis.section_types()
 
     def close(self) -> None:
         """Stop and release everything; slow (teardown of RAM), so never inside a blackout."""
-        self._threads.end()
+        self._threads.stop()
         parts = self.parts
         for device in parts.devices:
             device.close()
         for backend in (*parts.backends(), *parts.images.values()):
             backend.close()
-        parts.vm.close()
-        parts.accel.close()
+        parts.chassis.close()
         parts.lease.close()
         parts.control.close()
         parts.ram.close()
@@ -270,13 +239,7 @@ class Machine:
     def _states(self) -> Iterator[tuple[str, VmState]]:
         for device in self.parts.devices:
             yield device.name, device.save()
-        for state in self.parts.vm.save():
-            yield state.NAME, state
-        for thread in self._threads:
-            cpu = thread.vcpu.capture()
-            if thread.halted:
-                cpu = replace(cpu, mp_state="halted")
-            yield _cpu_name(thread.vcpu.index), cpu
+        yield from self.parts.chassis.save()
 
     def _decode(self, sections: Sequence[Section]) -> dict[str, VmState]:
         """The states to load by name, without the devices that the rehearsal left just so."""
@@ -308,7 +271,3 @@ class Machine:
     def _require_stopped(self, what: str) -> None:
         if self.running:
             raise MachineError(f"the machine must be stopped before it can be {what}")
-
-
-def _cpu_name(index: int) -> str:
-    return f"cpu{index}"

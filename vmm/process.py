@@ -16,9 +16,10 @@ from typing import Any
 from cpr.handshake import Deadlines
 from guestram.errors import EpochMovedError, LeaseBusyError
 from vmm.accel import open_accel
-from vmm.accel.base import Accelerator, StopReason, VcpuStop
+from vmm.accel.base import StopReason, VcpuStop
 from vmm.boot.image import plan_boot
-from vmm.build import boot
+from vmm.build import boot, section_types
+from vmm.chassis import Chassis
 from vmm.config import MigrationAddress, MigrationChannel, VmmConfig
 from vmm.errors import MigrationError, RunstateError
 from vmm.events import EventLog
@@ -30,11 +31,12 @@ from vmm.migration.status import RUNNING, MigrationRecord, MigrationStatus
 from vmm.qmp.server import MonitorServer
 from vmm.runstate import RunState, RunstateMachine
 from vmm.say import say
+from vmm.update.placement import Placement
 from vmm.update.priority import Background
 from vmm.update.quiet import keep_heap, settle_heap
 from vmm.update.source import SourceUpdate
 from vmm.update.target import TargetUpdate
-from vmm.update.warm import warm_up
+from vmm.update.warm import warm_chassis, warm_hello, warm_machine
 
 EXIT_OK = 0
 
@@ -49,6 +51,7 @@ class Vmm:
         self.parameters = MigrationParameters.from_globals(config.migration_globals)
         self.capabilities = MigrationCapabilities.from_globals(config.migration_globals)
         self.migration = MigrationRecord(incoming=config.incoming is not None)
+        self.placement = Placement(asyncio.get_running_loop())
         self.autostart = not config.start_paused
         self._loop = asyncio.get_running_loop()
         self._runstate = RunstateMachine(
@@ -56,7 +59,7 @@ class Vmm:
         )
         self._monitors = MonitorServer(config, self)
         self.events = EventLog(self._monitors.emit, self._loop)
-        self._accel: Accelerator | None = None
+        self._chassis: Chassis | None = None
         self._source: SourceUpdate | None = None
         self._target: TargetUpdate | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -86,14 +89,15 @@ class Vmm:
             await self._boot()
         else:
             plan = plan_boot(self.config)  # for resets; what can be made now is not made later
+            chassis = self._make_chassis()
             settle_heap()
             await self._monitors.start()  # at once: a successor is talked to while it waits
-            self._target = TargetUpdate(self, self._open_accel(), plan, self.config.incoming)
+            self._target = TargetUpdate(self, chassis, plan, self.config.incoming)
             self._target.start()
 
     async def _boot(self) -> None:
         """Make the machine, then answer QMP, so that no command can come before there is one."""
-        machine = await boot(self.config, self._open_accel(), self._loop, self)
+        machine = await boot(self._make_chassis())
         settle_heap()
         self.take_machine(machine)
         await self._monitors.start()
@@ -102,20 +106,25 @@ class Vmm:
             self.set_runstate(RunState.RUNNING)
             self.events.emit("RESUME")
 
-    def _open_accel(self) -> Accelerator:
-        self._accel, skipped = open_accel(self.config.accels)
+    def _make_chassis(self) -> Chassis:
+        accel, skipped = open_accel(self.config.accels)
         for reason in skipped:
             self.warn(reason)
-        return self._accel
+        self._chassis = Chassis(self.config, accel, self._loop, self)
+        planned = section_types(self._chassis)
+        warm_chassis(self._chassis, planned.values())
+        warm_hello(self.config, planned)
+        self._monitors.registry.prepare()
+        return self._chassis
 
     def take_machine(self, machine: Machine) -> None:
-        """The machine is built and owns the accelerator; its guest does not run here yet."""
+        """The machine is built and owns its chassis; the guest does not run here yet."""
         self.machine = machine
-        self._accel = None
         keep_heap()
-        warm_up(machine)
+        warm_machine(machine)
 
     async def _close(self) -> None:
+        self.placement.end()
         for update in (self._source, self._target):
             if update is not None:
                 update.close()
@@ -124,8 +133,8 @@ class Vmm:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self.machine is not None:
             self.machine.close()
-        if self._accel is not None:
-            self._accel.close()
+        elif self._chassis is not None:
+            self._chassis.close()
         await self._monitors.close()
 
     def spawn(self, work: Coroutine[Any, Any, None], what: str) -> None:
@@ -167,9 +176,7 @@ class Vmm:
     @property
     def accel_name(self) -> str | None:
         """The accelerator in use, once one is open."""
-        if self.machine is not None:
-            return self.machine.parts.accel.name
-        return self._accel.name if self._accel is not None else None
+        return self._chassis.accel.name if self._chassis is not None else None
 
     def set_runstate(self, state: RunState) -> None:
         """Move the run state; RunstateError on a move that does not exist."""
@@ -177,7 +184,7 @@ class Vmm:
 
     def cpu_thread_ids(self) -> tuple[int, ...]:
         """Kernel thread ids of the vCPUs."""
-        return self.machine.cpu_thread_ids if self.machine is not None else ()
+        return self._chassis.threads.ids if self._chassis is not None else ()
 
     def stop(self) -> None:
         """`stop`: in inmigrate only autostart changes, as in QEMU."""

@@ -309,6 +309,14 @@ def _hints(cls: type) -> dict[str, Any]:
     return get_type_hints(cls)
 
 
+def prepare(cls: type) -> None:
+    """Read the annotations of `cls` and of what it is made of, as `build` will."""
+    for hint in _hints(cls).values():
+        for inner in (hint, *get_args(hint)):
+            if is_dataclass(inner) and isinstance(inner, type):
+                prepare(inner)
+
+
 def build(cls: type, values: Mapping[str, Any]) -> Any:
     """An instance of dataclass `cls` from checked `values`."""
     hints = _hints(cls)

@@ -43,9 +43,9 @@ _OBSOLETE = (
 _ELEVATE = ("setuid", "setgid", "setpgid", "setsid", "setreuid", "setregid", "setresuid",
             "setresgid", "setfsuid", "setfsgid", "setgroups", "capset")  # fmt: skip
 _SPAWN = ("fork", "vfork", "execve", "execveat")
-# Not setpriority and sched_setscheduler, which a successor needs to step out of the background;
-# taking more than its user may have needs a capability anyway.
-_RESOURCES = ("setrlimit", "sched_setparam", "sched_setattr", "sched_setaffinity", "ioprio_set",
+# Not setpriority, sched_setscheduler and sched_setaffinity, which an update needs (vmm.update:
+# priority, placement); taking more than its user may have needs a capability anyway.
+_RESOURCES = ("setrlimit", "sched_setparam", "sched_setattr", "ioprio_set",
               "mbind", "set_mempolicy", "migrate_pages", "move_pages")  # fmt: skip
 _NOT_ON_A_VCPU = (
     "open", "openat", "openat2", "creat", "memfd_create", "memfd_secret",
@@ -53,8 +53,8 @@ _NOT_ON_A_VCPU = (
     "unlink", "unlinkat", "rename", "renameat", "renameat2", "mkdir", "mkdirat", "rmdir", "link",
     "linkat", "symlink", "symlinkat", "chmod", "fchmod", "fchmodat", "chown", "fchown", "fchownat",
     "lchown", "truncate", "setxattr", "fsetxattr", "kill", "pidfd_open", "pidfd_getfd",
-    "pidfd_send_signal", "clone", "setpriority", "sched_setscheduler", "setrlimit",
-    *_SPAWN, *_ELEVATE,
+    "pidfd_send_signal", "clone", "setpriority", "sched_setscheduler", "sched_setaffinity",
+    "setrlimit", *_SPAWN, *_ELEVATE,
 )  # fmt: skip
 
 _CLONE_THREAD = 0x0001_0000

@@ -15,8 +15,10 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from vmm.accel.base import IoBus, StopReason, Vcpu, VcpuStop
+from vmm.accel.x86_section import CpuSection
 from vmm.errors import MachineError
 
 # A kicked vCPU leaves the guest within microseconds (KVM) or one slice (Unicorn). One that has not
@@ -66,6 +68,16 @@ class VcpuThread:
     def thread_id(self) -> int:
         """Kernel thread id, as query-cpus-fast reports it."""
         return self._thread.native_id or 0
+
+    def capture(self) -> CpuSection:
+        """The CPU's state, that it is halted with it; it must be parked."""
+        state = self.vcpu.capture()
+        return replace(state, mp_state="halted") if self.halted else state
+
+    def restore(self, state: CpuSection) -> None:
+        """Replace what `capture` gives; raises as `Vcpu.restore`."""
+        self.halted = state.mp_state == "halted" and state.lapic is None
+        self.vcpu.restore(state)
 
     def resume(self) -> None:
         """Let the vCPU run; it must be parked."""
@@ -177,6 +189,11 @@ class VcpuThreads:
                 undo.callback(threads[-1].end)
             undo.pop_all()
         self._threads = tuple(threads)
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Kernel thread ids in vCPU order."""
+        return tuple(thread.thread_id for thread in self._threads)
 
     def __iter__(self) -> Iterator[VcpuThread]:
         return iter(self._threads)

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from tests.framework.guest_rig import MIB
+from tests.framework.no_events import NoEvents
 from vmm.accel import open_accel
-from vmm.accel.base import VcpuStop
 from vmm.accel.kick import install_kick_handler
 from vmm.accel.kvm.chips import IrqchipState
 from vmm.build import boot
+from vmm.chassis import Chassis
 from vmm.config import AccelOptions, MachineOptions, VmmConfig
 
 EXIT_DEADLINE_S = 30
@@ -38,37 +39,21 @@ def test_signal_ends_a_start_that_waits_for_a_client(
     assert not path.exists()
 
 
-class NoEvents:
-    """A machine's owner that expects to hear nothing."""
-
-    def vcpu_stopped(self, index: int, stop: VcpuStop) -> None:
-        raise AssertionError(f"vCPU {index}: {stop}")
-
-    def guest_exit(self, status: int) -> None:
-        raise AssertionError(f"the guest ended with {status}")
-
-    def guest_reset(self) -> None:
-        raise AssertionError("the guest was reset")
-
-    def guest_shutdown(self) -> None:
-        raise AssertionError("the guest switched itself off")
-
-
 @pytest.mark.needs_kvm
 async def test_reset_puts_the_kernel_s_chips_back_to_power_on() -> None:
     install_kick_handler()
     options = MachineOptions(kernel_irqchip=True)
     config = VmmConfig(machine=options, memory_size_bytes=16 * MIB, vcpu_count=1)
     accel, _ = open_accel([AccelOptions("kvm")])
-    machine = await boot(config, accel, asyncio.get_running_loop(), NoEvents())
+    machine = await boot(Chassis(config, accel, asyncio.get_running_loop(), NoEvents()))
     try:
-        power_on = machine.parts.vm.save()[0]
-        line = machine.parts.vm.irq_line(UNUSED_GSI)
+        power_on = machine.parts.chassis.vm.save()[0]
+        line = machine.parts.chassis.vm.irq_line(UNUSED_GSI)
         assert line is not None
         line(True)
-        pending = machine.parts.vm.save()[0]
+        pending = machine.parts.chassis.vm.save()[0]
         machine.reset()
-        again = machine.parts.vm.save()[0]
+        again = machine.parts.chassis.vm.save()[0]
     finally:
         machine.close()
     assert isinstance(pending, IrqchipState)

@@ -52,7 +52,7 @@ def find_gaps(before: GuestReport, after: GuestReport, result: UpdateResult) -> 
     stopped_ns = 0 if window is None else window[1] - window[0]
     longest = after.longest_gap(result.started_ns, result.completed_ns)
     if longest is None or longest.length_ns < stopped_ns:
-        longest = after.longest_gap(*_whole_buckets(result.started_ns, result.completed_ns))
+        longest = after.longest_gap(*whole_buckets(result.started_ns, result.completed_ns))
     if longest is None or longest.length_ns < stopped_ns:
         raise CheckFailedError(
             f"the guest was stopped for {stopped_ns} ns but noted no such gap; it did not run by "
@@ -76,7 +76,7 @@ def switchover_window(marks: Mapping[Side, Sequence[Mark]]) -> tuple[int, int] |
     return None if stop is None or run is None else (stop.end_ns, run.start_ns)
 
 
-def _whole_buckets(since_ns: int, until_ns: int) -> tuple[int, int]:
+def whole_buckets(since_ns: int, until_ns: int) -> tuple[int, int]:
     """Widen a window to all the times whose gaps share an entry with it."""
     bucket_ns = 1 << GAP_BUCKET_SHIFT
     return since_ns // bucket_ns * bucket_ns, (until_ns // bucket_ns + 1) * bucket_ns

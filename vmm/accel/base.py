@@ -206,10 +206,6 @@ class Accelerator(Protocol):
         """Why CPUs here cannot be those of `options.cpu`; empty: they can, or need not."""
         ...
 
-    def state_types(self, options: VmOptions) -> tuple[type[VmState], ...]:
-        """What `GuestVm.save` of such a VM returns; known before the VM exists, for HELLO."""
-        ...
-
     def close(self) -> None:
         """Release the accelerator; its VMs are closed."""
         ...

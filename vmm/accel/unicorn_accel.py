@@ -55,10 +55,6 @@ class UnicornAccelerator:
         """None: a simple guest, which only uses what every accelerator has, may come from kvm."""
         return ()
 
-    def state_types(self, options: VmOptions) -> tuple[type[VmState], ...]:
-        """See Accelerator.state_types: none, whatever the options."""
-        return ()
-
     def close(self) -> None:
         """Release the probe engine; every VM has been closed."""
         self._probe.close()

@@ -24,6 +24,7 @@ from vmm.qapi import (
     check,
     of_annotation,
     of_dataclass,
+    prepare,
 )
 
 Handler = Callable[..., Any]
@@ -63,6 +64,11 @@ class Command:
             return self.explicit_returns
         hint = get_type_hints(self.handler, include_extras=True).get("return")
         return EMPTY if hint is None or hint is type(None) else of_annotation(hint)
+
+    def prepare(self) -> None:
+        """Read the annotations now that `bind` needs; it takes a millisecond the first time."""
+        if self.arguments is not EMPTY and self._argument_class is not None:
+            prepare(self._argument_class)
 
     def bind(self, arguments: Mapping[str, Any]) -> tuple[Any, ...]:
         """The handler's further arguments. Raises QapiError with QEMU's text."""
@@ -105,6 +111,11 @@ class Registry:
                 raise ValueError(f"command {item.name} is registered twice")
             self.commands[item.name] = item
         self.events = tuple(events)
+
+    def prepare(self) -> None:
+        """Work out the arguments of every command now, and not while a guest waits for one."""
+        for item in self.commands.values():
+            item.prepare()
 
     @functools.cached_property
     def schema(self) -> list[dict[str, Any]]:

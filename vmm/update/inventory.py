@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from cpr.errors import StateError
 from cpr.messages import PROTOCOL_MAX, PROTOCOL_MIN, Accept, FdOffer, Hello, MainHeader
 from cpr.ownedfd import OwnedFd
-from cpr.vmstate import VmState, check_version
+from cpr.vmstate import SectionHeader, VmState, check_version
 from vmm.config import VmmConfig
 from vmm.devices.net.tun import tap_identity
 from vmm.errors import MigrationError
 from vmm.update.netfds import netdev_fd_name, passed_fd_problems
+from vmm.version import PRODUCT, VERSION
 
 if TYPE_CHECKING:
     from vmm.machine import Machine
@@ -127,6 +128,28 @@ def describe_machine(config: VmmConfig) -> dict[str, Any]:
         "kernel-irqchip": config.machine.kernel_irqchip,
         "ram": [[backend.id, backend.size_bytes] for backend in config.ram_backends()],
     }
+
+
+def offer(
+    machine: Mapping[str, Any],
+    types: Mapping[str, type[VmState]],
+    fds: tuple[FdOffer, ...],
+    *,
+    user_paced: bool,
+    nonce: bytes,
+) -> Hello:
+    """HELLO of a machine with these sections and fds, from this build."""
+    return Hello(
+        protocol_min=PROTOCOL_MIN,
+        protocol_max=PROTOCOL_MAX,
+        product=PRODUCT,
+        product_version=VERSION,
+        machine=machine,
+        sections=tuple(SectionHeader.of(name, kind) for name, kind in types.items()),
+        fds=fds,
+        user_paced=user_paced,
+        nonce=nonce,
+    )
 
 
 def hello_problems(

@@ -22,13 +22,10 @@ from cpr.handshake import TRANSITIONS, Action, Event, Handshake, Phase, Role
 from cpr.messages import (
     FDS_PER_FRAME_MAX,
     NONCE_SIZE_BYTES,
-    PROTOCOL_MAX,
-    PROTOCOL_MIN,
     Abort,
     Accept,
     Commit,
     Fds,
-    Hello,
     MainHeader,
     Message,
     Rehearsal,
@@ -45,12 +42,11 @@ from vmm.migration.status import MigrationStatus
 from vmm.migration.transport import connect, connect_reason, send_main_header
 from vmm.runstate import RunState
 from vmm.update.faults import injector_of
-from vmm.update.inventory import CPUID, FdInventory, chosen_protocol, describe_machine
+from vmm.update.inventory import CPUID, FdInventory, chosen_protocol, describe_machine, offer
 from vmm.update.netfds import PASSED_FDS, kept_fds, passed_fds
 from vmm.update.priority import stay_in_background
 from vmm.update.quiet import begin_quiet, end_quiet
 from vmm.update.wakeful import Wakefulness
-from vmm.version import PRODUCT, VERSION
 
 if TYPE_CHECKING:
     from vmm.machine import Machine
@@ -175,6 +171,7 @@ class SourceUpdate:
     def close(self) -> None:
         """Release the channel and everything held for the update."""
         self._wakefulness.end()
+        self._vmm.placement.end()
         self._driver.close()
         if self._inventory is not None:
             self._inventory.close()
@@ -189,22 +186,19 @@ class SourceUpdate:
     def _send_hello(self, _message: Message | None) -> None:
         begin_quiet()
         machine = self._machine
+        self._vmm.placement.begin(machine.parts.chassis.threads.ids)
         config = self._vmm.config
         dead = [name for name, netdev in machine.parts.netdevs.items() if not netdev.is_live]
         passed = passed_fds(config, migrate_fds=self._vmm.parameters.passes_fds, dead=dead)
         self._inventory = FdInventory.of_machine(machine, passed)
         described = describe_machine(config) | ({PASSED_FDS: passed} if passed else {})
-        if (cpuid := machine.parts.vm.cpu_description()) is not None:
+        if (cpuid := machine.parts.chassis.cpu_description) is not None:
             described[CPUID] = cpuid
         self._send(
-            Hello(
-                protocol_min=PROTOCOL_MIN,
-                protocol_max=PROTOCOL_MAX,
-                product=PRODUCT,
-                product_version=VERSION,
-                machine=described,
-                sections=machine.section_headers(),
-                fds=self._inventory.offers(),
+            offer(
+                described,
+                machine.section_types(),
+                self._inventory.offers(),
                 user_paced=self._vmm.capabilities.pause_before_switchover,
                 nonce=self._nonce,
             )

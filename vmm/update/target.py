@@ -32,9 +32,9 @@ from cpr.messages import (
     State,
 )
 from guestram.errors import LeaseBusyError, LeaseError, RamError
-from vmm.accel.base import Accelerator
 from vmm.boot.plan import BootPlan
-from vmm.build import adopt, section_types, vm_options
+from vmm.build import adopt, section_types
+from vmm.chassis import Chassis
 from vmm.config import IncomingConfig, MigrationAddress
 from vmm.errors import ConfigError, MigrationError, VmmError
 from vmm.machine import EntryTime, Machine, VerifiedState
@@ -54,7 +54,7 @@ class TargetUpdate:
     """One incoming update: from listening on the cpr address to a running guest, or a reason."""
 
     def __init__(
-        self, vmm: Vmm, accel: Accelerator, boot_plan: BootPlan, incoming: IncomingConfig
+        self, vmm: Vmm, chassis: Chassis, boot_plan: BootPlan, incoming: IncomingConfig
     ) -> None:
         main, cpr = incoming.main, incoming.cpr
         if cpr is None:
@@ -63,7 +63,7 @@ class TargetUpdate:
                 "-incoming cpr,addr.transport=socket,addr.type=unix,addr.path=PATH"
             )
         self._vmm = vmm
-        self._accel = accel
+        self._chassis = chassis
         self._boot_plan = boot_plan
         self._loop = asyncio.get_running_loop()
         self._cpr_listener = Listener.open(cpr)
@@ -173,10 +173,10 @@ class TargetUpdate:
         assert isinstance(message, Hello)
         begin_quiet()
         self._hello = message
-        config, accel = self._vmm.config, self._accel
+        config, chassis = self._vmm.config, self._chassis
         self._refusals = (
-            *hello_problems(message, config, section_types(config, accel)),
-            *accel.cpu_problems(vm_options(config, message.machine.get(CPUID))),
+            *hello_problems(message, config, section_types(chassis)),
+            *chassis.cpu_problems(message.machine.get(CPUID)),
         )
         self._driver.feed(Event.UNACCEPTABLE if self._refusals else Event.ACCEPTABLE)
 
@@ -204,20 +204,9 @@ class TargetUpdate:
         """Adopt, map, prefault, create VM and devices, and listen on main."""
         try:
             assert self._hello is not None
-            identities = {offer.name: offer.identity for offer in self._hello.fds}
-            vmm, fds = self._vmm, self._driver.received_fds
-            machine = await adopt(
-                vmm.config,
-                self._accel,
-                self._hello.machine.get(CPUID),
-                self._boot_plan,
-                self._loop,
-                vmm,
-                fds,
-                identities,
-            )
-            vmm.take_machine(machine)
-            leftover = self._driver.received_fds.close_unclaimed()
+            fds = self._driver.received_fds
+            self._vmm.take_machine(await adopt(self._chassis, self._boot_plan, fds, self._hello))
+            leftover = fds.close_unclaimed()
             if leftover:
                 raise MigrationError(f"received fd(s) {', '.join(leftover)} were never claimed")
             address = await self._main_address
@@ -252,6 +241,7 @@ class TargetUpdate:
         machine = self._machine
         if not self._rehearsed:
             self._vmm.background.leave()
+            self._vmm.placement.begin(machine.parts.chassis.threads.ids)
             machine.rehearse()
             self._rehearsed = True
         machine.load(message.sections, epoch=machine.state_epoch)
@@ -346,6 +336,7 @@ class TargetUpdate:
 
     def _finish(self) -> None:
         end_quiet()
+        self._vmm.placement.end_soon()
         self._vmm.events.release()
         self.close()
 

@@ -48,6 +48,7 @@ MOUNT = 'libc.mount(b"none", b"/nowhere", b"tmpfs", 0, 0)'
 UNSHARE = "libc.unshare(0x20000000)"
 SETUID = "os.setuid(os.getuid())"
 AFFINITY = "os.sched_setaffinity(0, os.sched_getaffinity(0))"
+POLICY = "os.sched_setparam(0, os.sched_param(0))"
 LIMIT = "__import__('resource').setrlimit(4, __import__('resource').getrlimit(4))"
 NICE = "os.setpriority(0, 0, 19)"
 OPEN = 'os.close(os.open("/dev/null", os.O_RDONLY))'
@@ -78,7 +79,8 @@ def test_what_a_vmm_does_goes_on(call: str) -> None:
     [
         (FORK, "deny_spawn=False", ALLOWED),
         (SETUID, "deny_elevate_privileges=False", ALLOWED),
-        (AFFINITY, "deny_resource_control=True", DENIED),
+        (POLICY, "deny_resource_control=True", DENIED),
+        (AFFINITY, "deny_resource_control=True", ALLOWED),
         (NICE, "deny_resource_control=True", ALLOWED),
         (PTRACE, "enabled=False", ALLOWED),
         (PTRACE, "deny_spawn=False, deny_elevate_privileges=False", DENIED),
@@ -88,7 +90,7 @@ def test_each_group_can_be_allowed_or_denied(call: str, options: str, result: st
     assert attempted(call, options) == result
 
 
-@pytest.mark.parametrize("call", [OPEN, SOCKET, THREAD, EXECVE, PTRACE, NICE])
+@pytest.mark.parametrize("call", [OPEN, SOCKET, THREAD, EXECVE, PTRACE, NICE, AFFINITY])
 def test_a_vcpu_thread_opens_connects_and_starts_nothing(call: str) -> None:
     said = attempted(call, vcpu=True)
     assert said == (DENIED if call != THREAD else "can't start new thread")

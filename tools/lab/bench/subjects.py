@@ -16,12 +16,13 @@ from tools.lab.argv import Build, GuestSpec
 from tools.lab.child import PLAIN_CHILD, ChildSetup
 from tools.lab.errors import CheckFailedError
 from tools.lab.floor import Floor
+from tools.lab.gaps import whole_buckets
 from tools.lab.heartbeat import HeartbeatReader
 from tools.lab.launcher import Launched, Launcher
 from tools.lab.ramview import RamView
 from tools.lab.timeline import Phase, Side, blackout_phases
 from tools.lab.update import UpdateResult, live_update
-from vmm.boot.guest.report import GAP_BUCKET_SHIFT, GuestReport
+from vmm.boot.guest.report import GuestReport
 
 # The guest keeps the longest gap of every 34 ms. Its long stop between two samples must not share
 # an entry with the blackout, so it runs for some heartbeats (20 ms each) before and after.
@@ -177,12 +178,13 @@ class FloorSubject:
 def _blackout_ns(report: GuestReport, result: UpdateResult, *, hidden: bool) -> int:
     """Find the longest gap during the update.
 
-    On a busy machine a longer gap just before the update can hide the blackout, because they share
-    an entry of the guest's report. Then that longer one counts, so that no blackout looks shorter
-    than it was.
+    On a busy machine a longer gap just before or after the update can hide the blackout, because
+    they share an entry of the guest's report. Then that longer one counts, so that no blackout
+    looks shorter than it was.
     """
-    since_ns = result.started_ns - (1 << GAP_BUCKET_SHIFT if hidden else 0)
-    gap = report.longest_gap(since_ns, result.completed_ns)
+    gap = report.longest_gap(result.started_ns, result.completed_ns)
+    if hidden or gap is None:
+        gap = report.longest_gap(*whole_buckets(result.started_ns, result.completed_ns))
     if gap is None:
         raise CheckFailedError("the guest noted no gap during the update; its report is damaged")
     return gap.length_ns

@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import struct
-from collections.abc import Sequence
 from pathlib import Path
 
-from cpr.vmstate import VmState
-from vmm.accel.base import MappedSlot, VmOptions
+from vmm.accel.base import VmOptions
 from vmm.accel.kick import KICK_SIGNAL
 from vmm.accel.kvm import abi
 from vmm.accel.kvm.cpuid import (
@@ -21,7 +19,7 @@ from vmm.accel.kvm.cpuid import (
     missing_features,
 )
 from vmm.accel.kvm.ioctl import Buffer, blocking_ioctl, checked_ioctl
-from vmm.accel.kvm.vm import KvmVm, machine_state_types
+from vmm.accel.kvm.vm import KvmVm
 from vmm.errors import AccelError, AccelUnavailable
 
 DEVICE = Path("/dev/kvm")
@@ -103,10 +101,6 @@ class KvmAccelerator:
             return (f"HELLO has no usable CPUID: {error}",)
         ours = guest_cpuid(self.supported_cpuid(), 0, self.cpuid_options(options))
         return missing_features(promised, ours)
-
-    def state_types(self, options: VmOptions) -> tuple[type[VmState], ...]:
-        """What `create_vm(..., options).state_types()` will say."""
-        return machine_state_types(kernel_irqchip=options.kernel_irqchip)
 
     def create_vm(self, options: VmOptions) -> KvmVm:
         """Make a VM without RAM; its vCPUs are in reset state.

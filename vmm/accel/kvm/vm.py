@@ -64,11 +64,6 @@ class System(Protocol):
         ...
 
 
-def machine_state_types(*, kernel_irqchip: bool) -> tuple[type[VmState], ...]:
-    """The states a VM keeps beside its vCPUs; none when every chip is in user space."""
-    return CHIP_STATE_TYPES if kernel_irqchip else ()
-
-
 class KvmVm:
     """Owns the VM's fd and its vCPUs. Raises AccelError when KVM refuses any part of it."""
 
@@ -93,8 +88,8 @@ class KvmVm:
         self._rehearsal_address = -(-max(top, _4_GIB) // _1_GIB) * _1_GIB
 
     def state_types(self) -> tuple[type[VmState], ...]:
-        """The types that `save` returns, in its order."""
-        return machine_state_types(kernel_irqchip=self._options.kernel_irqchip)
+        """The types that `save` returns, in its order; none when every chip is in user space."""
+        return CHIP_STATE_TYPES if self._options.kernel_irqchip else ()
 
     def save(self) -> tuple[VmState, ...]:
         """State of the in-kernel chips; raises AccelError when KVM refuses."""
