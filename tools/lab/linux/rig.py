@@ -33,6 +33,10 @@ from tools.lab.linux.vmlinux import vmlinux
 
 _PROJECT_ROOT = Path(__file__).parents[3]
 L1_RAM_MIB = 3072
+# With two, the emulator (QEMU 10.0, a thread for each) loses interrupts between them and delivers
+# others while GIF is 0: L1's own kernel hangs, or crashes where VMRUN returns. Its guests may have
+# as many vCPUs as they like.
+L1_CPUS = 1
 L1_MODULES = ("kvm_amd", "tun")
 # From the start of QEMU to the first line of the lab in L1; some 10 s on a quiet machine.
 L1_BOOT_MS = 180_000
@@ -129,7 +133,7 @@ def _qemu_argv(qemu: Path, kernel: Path, initrd: Path) -> Sequence[str]:
     return (
         str(qemu),
         *("-M", "q35,hpet=off,smbus=off,sata=off", "-accel", "tcg,thread=multi,tb-size=512"),
-        *("-cpu", "EPYC,+svm", "-smp", "2", "-m", str(L1_RAM_MIB)),
+        *("-cpu", "EPYC,+svm", "-smp", str(L1_CPUS), "-m", str(L1_RAM_MIB)),
         *("-nodefaults", "-no-user-config", "-nographic", "-no-reboot"),
         *("-serial", "stdio", "-net", "none"),
         *("-kernel", str(kernel), "-initrd", str(initrd), "-append", _COMMAND_LINE),
