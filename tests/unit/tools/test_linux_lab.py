@@ -21,6 +21,7 @@ REPORT: dict[str, Any] = {
     "realtime_backwards": 0,
     "blocks_written": 3,
     "disk_errors": 0,
+    "answers_refused": 0,
     "flows": [
         {"flow": 1, "run": 2, "received": 9, "next_sequence": 9, "duplicated": 1, "reordered": 0}
     ],
@@ -52,6 +53,7 @@ def test_what_is_no_report_is_refused(line: bytes) -> None:
         ({"realtime_backwards": 1}, "CLOCK_REALTIME went backwards"),
         ({"longest_drift_ns": 5_000_000}, "CLOCK_REALTIME jumped"),
         ({"disk_errors": 1}, "1 disk errors"),
+        ({"answers_refused": 2}, "2 UDP answers refused"),
         ({"warnings": ["known at boot", "soft lockup"]}, "the kernel says: soft lockup"),
     ],
 )

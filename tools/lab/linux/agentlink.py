@@ -44,6 +44,7 @@ class AgentReport:
     realtime_backwards: int
     blocks_written: int
     disk_errors: int  # failed or read back wrong
+    answers_refused: int  # UDP answers that Linux did not take to send: no frame of ours
     flows: tuple[FlowReport, ...]
     warnings: tuple[str, ...]  # the kernel's, level warning or worse
 
@@ -191,6 +192,7 @@ def check_report(before: AgentReport, now: AgentReport, *, long_pause: bool = Fa
                 now.longest_drift_ns > CLOCK_JUMP_MAX_NS,
             ),
             (f"{now.disk_errors} disk errors", now.disk_errors > 0),
+            (f"{now.answers_refused} UDP answers refused by Linux", now.answers_refused > 0),
         )
         if wrong
     ]

@@ -156,6 +156,8 @@ static void count(const char *data, ssize_t size)
     pthread_mutex_unlock(&flow_lock);
 }
 
+static atomic_long answers_refused; /* by our own kernel */
+
 static void *serve_udp(void *unused)
 {
     char data[1 << 16];
@@ -165,7 +167,7 @@ static void *serve_udp(void *unused)
     for (ssize_t got; (got = recvfrom(fd, data, sizeof data, 0, (struct sockaddr *)&from, &length)) >= 0;
          length = sizeof from) {
         count(data, got);
-        sendto(fd, data, got, 0, (struct sockaddr *)&from, length);
+        answers_refused += sendto(fd, data, got, 0, (struct sockaddr *)&from, length) != got;
     }
     die("recvfrom");
     return unused;
@@ -247,6 +249,7 @@ static void report(FILE *to)
             atomic_exchange(&longest_drift_ns, 0));
     fprintf(to, "\"monotonic_backwards\": %ld, \"realtime_backwards\": %ld, ", monotonic_backwards, realtime_backwards);
     fprintf(to, "\"blocks_written\": %ld, \"disk_errors\": %ld, ", blocks_written, disk_errors);
+    fprintf(to, "\"answers_refused\": %ld, ", answers_refused);
     fputs("\"flows\": [", to);
     pthread_mutex_lock(&flow_lock);
     for (int i = 0; i < flow_count; i++) {
