@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,8 @@ from tests.contract.accel_contract import (
 )
 from vmm.accel.base import GuestVm, StopReason, VmOptions
 from vmm.accel.kick import install_kick_handler
-from vmm.accel.kvm.chips import ClockState, IrqchipState, PitState
+from vmm.accel.kvm import chips
+from vmm.accel.kvm.chips import ClockState, IrqchipState, PitState, at_one_moment
 from vmm.accel.x86_state import CpuState
 from vmm.errors import AccelError
 
@@ -312,3 +314,31 @@ def test_close_unmaps_the_run_pages(rig: Rig) -> None:
     vm.close()
 
     assert run_pages() == before
+
+
+MS = 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("times_ns", "used"),
+    [
+        ((5 * MS, 5 * MS + 9_000), [5 * MS]),
+        ((5 * MS, 8 * MS, 9 * MS, 9 * MS + 9_000), [5 * MS, 9 * MS]),  # it lost the processor
+    ],
+)
+def test_kvmclock_is_read_and_set_at_the_time_that_goes_with_it(
+    monkeypatch: pytest.MonkeyPatch, times_ns: tuple[int, ...], used: list[int]
+) -> None:
+    told: list[int] = []
+    clock = iter(times_ns)
+    monkeypatch.setattr(time, "monotonic_ns", lambda: next(clock))
+    assert at_one_moment(told.append) == used[-1]
+    assert told == used
+
+
+def test_on_a_machine_too_busy_the_last_try_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    clock = iter(range(0, 1000 * MS, MS))
+    monkeypatch.setattr(time, "monotonic_ns", lambda: next(clock))
+    assert at_one_moment(told.append) == told[-1]
+    assert len(told) == chips._MOMENT_TRIES
