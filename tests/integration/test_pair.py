@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 from qemu.qmp import EventListener, QMPClient
 
+from tests.framework.taps import taps_of
+
 EXIT_DEADLINE_S = 30
 UPDATE_DEADLINE_S = 30
 COMMAND = (sys.executable, "-m", "tools.pair", "--mem", "16M", "--accel", "unicorn", "--json")
@@ -78,16 +80,14 @@ def test_pair_is_updated_by_a_stock_qmp_client_and_ends_when_both_have_quit(
 @pytest.mark.needs_tun
 @pytest.mark.needs_root
 def test_pair_with_network_cards_has_taps_that_the_host_does_not_see() -> None:
-    process = subprocess.Popen(
-        (*COMMAND, "--net", "2"), cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    assert process.stdout is not None
-    described = json.loads(process.stdout.readline())
-    fdinfo = Path(f"/proc/{described['old']['pid']}/fdinfo")
-    taps = [line for entry in fdinfo.iterdir() for line in entry.read_text().splitlines()]
-    assert sorted(line.split()[1] for line in taps if line.startswith("iff:")) == ["tap0", "tap1"]
-    assert not Path("/sys/class/net/tap0").exists()
-    process.communicate(timeout=EXIT_DEADLINE_S)  # the end of its standard input
+    command = (*COMMAND, "--net", "2")
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:  # whose end closes its standard input, which ends the pair
+        assert process.stdout is not None
+        described = json.loads(process.stdout.readline())
+        assert taps_of(described["old"]["pid"]) == ["tap0", "tap1"]
+        assert not Path("/sys/class/net/tap0").exists()
     assert process.returncode == 0
 
 

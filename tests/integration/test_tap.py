@@ -22,6 +22,7 @@ import pytest
 from qemu.qmp import ExecuteError
 
 from tests.framework import recording_vmm
+from tests.framework.taps import taps_of
 from tools.lab.argv import Build, GuestSpec, migrate_channels
 from tools.lab.child import ChildSetup
 from tools.lab.deadlines import UPDATE_MS, within
@@ -80,15 +81,6 @@ async def rig_inside(namespace: NetworkNamespace) -> AsyncIterator[Rig]:
     inside = ChildSetup(entrance=namespace.entrance())
     async with Launcher(GUEST, first=inside, successor=inside) as launcher:
         yield Rig(launcher)
-
-
-def taps_of(process: VmmProcess) -> list[str]:
-    """Names of the taps that a process has open, as the kernel tells them."""
-    found = []
-    for fdinfo in Path(f"/proc/{process.pid}/fdinfo").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-            found += re.findall(r"^iff:\s*(\S+)$", fdinfo.read_text(), re.MULTILINE)
-    return sorted(found)
 
 
 async def refused(process: VmmProcess, arguments: dict[str, Any], **parameters: Any) -> str:
@@ -170,9 +162,9 @@ async def test_rows_4_and_6_successor_that_could_open_nothing_has_the_tap(
     old = await rig.first(*PASSED)
     await old.execute("migrate-set-parameters", {"migrate-fds": parameter})
     new = await rig.successor(*PASSED)
-    assert taps_of(new.process) == []
+    assert taps_of(new.process.pid) == []
     await rig.update(old, new)
-    assert taps_of(new.process) == [NIC.ifname]
+    assert taps_of(new.process.pid) == [NIC.ifname]
     await old.quit()
     assert namespace.counters(NIC.ifname).txqueuelen > 0  # the tap is still there
 
@@ -181,8 +173,8 @@ async def test_row_5_card_without_a_live_fd_is_opened_by_the_successor(rig_insid
     old = await rig_inside.first(*UNPLUGGED)
     new = await rig_inside.successor(*PASSED)
     await rig_inside.update(old, new)
-    assert taps_of(old) == []
-    assert taps_of(new.process) == [NIC.ifname]
+    assert taps_of(old.pid) == []
+    assert taps_of(new.process.pid) == [NIC.ifname]
 
 
 async def test_row_5_tap_that_was_deleted_is_opened_anew_by_the_successor(
@@ -193,7 +185,7 @@ async def test_row_5_tap_that_was_deleted_is_opened_anew_by_the_successor(
     namespace.add_tap(TapSpec(ifname=NIC.ifname))
     new = await rig_inside.successor(*PASSED)
     await rig_inside.update(old, new)
-    assert taps_of(new.process) == [NIC.ifname]
+    assert taps_of(new.process.pid) == [NIC.ifname]
 
 
 async def test_row_7_kept_tap_is_not_passed_and_the_user_is_warned(rig_inside: Rig) -> None:
@@ -201,7 +193,7 @@ async def test_row_7_kept_tap_is_not_passed_and_the_user_is_warned(rig_inside: R
     own = [word.replace(NIC.ifname, OTHER_NIC.ifname) for word in KEPT]
     new = await rig_inside.successor(*own)
     await rig_inside.update(old, new)
-    assert taps_of(new.process) == [OTHER_NIC.ifname]
+    assert taps_of(new.process.pid) == [OTHER_NIC.ifname]
     assert "'virtio-net0': migrate-fds=off, so netdev 'net0' is not passed" in old.log_tail()
 
 
@@ -209,7 +201,7 @@ async def test_partial_cards_one_is_passed_and_one_is_opened_anew(rig_inside: Ri
     old = await rig_inside.first(*PASSED, *UNPLUGGED)
     new = await rig_inside.successor(*PASSED, *OTHER_NIC.argv())
     await rig_inside.update(old, new)
-    assert taps_of(new.process) == [NIC.ifname, OTHER_NIC.ifname]
+    assert taps_of(new.process.pid) == [NIC.ifname, OTHER_NIC.ifname]
 
 
 async def test_chain_of_updates_hands_the_tap_on(rig: Rig) -> None:
@@ -219,7 +211,7 @@ async def test_chain_of_updates_hands_the_tap_on(rig: Rig) -> None:
         await rig.update(old, new)
         await old.quit()
         old = new.process
-    assert taps_of(old) == [NIC.ifname]
+    assert taps_of(old.pid) == [NIC.ifname]
 
 
 # ---- what fails, and leaves the guest with the source: rows 9, 11 -----------------------------
@@ -231,7 +223,7 @@ async def failed_update(rig: Rig, old: VmmProcess, new: Launched) -> str:
         await rig.update(old, new)
     assert (await old.execute("query-status"))["status"] == "running"
     assert (await old.execute("query-migrate"))["status"] == "failed"
-    assert taps_of(old) == [NIC.ifname]
+    assert taps_of(old.pid) == [NIC.ifname]
     return str(caught.value)
 
 
@@ -282,7 +274,7 @@ async def test_row_9_proxy_that_drops_fds_fails_the_update(rig: Rig) -> None:
         with pytest.raises(UpdateFailedError, match="FDS announces 3 fds, and 0 came"):
             await live_update(old, new.process, migrate_channels(path, new.sockets.main))
     assert (await old.execute("query-status"))["status"] == "running"
-    assert taps_of(old) == [NIC.ifname]
+    assert taps_of(old.pid) == [NIC.ifname]
 
 
 async def proxy_without_fds(path: Path, to: Path) -> asyncio.Server:
@@ -448,7 +440,7 @@ async def test_successor_of_root_runs_as_nobody_without_capabilities(
         assert status_field(new.process, "CapEff") == "0" * 16
         assert status_field(new.process, "CapPrm") == "0" * 16
         assert status_field(new.process, "NoNewPrivs") == "1"
-        assert taps_of(new.process) == [NIC.ifname]
+        assert taps_of(new.process.pid) == [NIC.ifname]
 
 
 @pytest.mark.needs_readable

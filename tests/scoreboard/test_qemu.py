@@ -14,7 +14,7 @@ import pytest
 from qemu.qmp import ExecuteError, QMPClient
 
 from cpr.codec import encode
-from tests.integration.test_tap import taps_of
+from tests.framework.taps import taps_of
 from tests.scoreboard.rig import BUILD, GUEST, Rig, ended, marks, rig, status
 from tests.skew import skewed_vmm
 from tests.skew.flavours import EXTRA_NAME
@@ -191,7 +191,7 @@ async def test_w11_taps_and_sockets_are_handed_over_without_any_order_of_hot_plu
             old, serial = await launcher.start_first(BUILD)
             new = await launcher.start_successor(BUILD)  # outside: it could open no tap
             await live_update(old.process, new.process, new.sockets.migrate_arguments())
-            assert taps_of(new.process) == [nic.ifname]
+            assert taps_of(new.process.pid) == [nic.ifname]
             await Rig(launcher, new, serial).guest_goes_on()  # on the same serial connection
 
 
