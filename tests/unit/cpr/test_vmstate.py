@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -174,3 +175,22 @@ def test_a_record_that_does_not_fit_is_named_by_its_class(
 ) -> None:
     with pytest.raises(StateError, match=problem):
         section_with(queues=[record]).load(NetState)
+
+
+def test_what_is_prepared_reads_no_annotation_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True, kw_only=True, slots=True)
+    class FreshState(VmState):
+        NAME: ClassVar[str] = "fresh"
+        VERSION: ClassVar[int] = 1
+        READS_FROM: ClassVar[int] = 1
+
+        value: int
+
+    FreshState.prepare()
+
+    def late(_cls: type) -> dict[str, Any]:
+        raise AssertionError("annotations are read again")
+
+    monkeypatch.setattr(typing, "get_type_hints", late)
+    section = Section.save("fresh0", FreshState(value=7))
+    assert section.load(FreshState) == FreshState(value=7)
