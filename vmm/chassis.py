@@ -59,7 +59,8 @@ class Chassis:
             self._make(cpu)
 
     def _fits(self, cpu: CpuDescription | None) -> bool:
-        return cpu is None or cpu == self.cpu_description
+        ours = self.cpu_description
+        return cpu is None or ours is None or cpu == ours  # None: any guest's, or always the same
 
     def save(self) -> Iterator[tuple[str, VmState]]:
         """Section name and state of the accelerator's chips, then of each vCPU; all are parked."""

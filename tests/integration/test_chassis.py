@@ -49,6 +49,15 @@ async def test_cpus_like_ours_are_kept(accel: str) -> None:
     chassis.close()
 
 
+async def test_a_software_cpu_is_not_made_again_for_a_guest_from_kvm() -> None:
+    chassis = make("unicorn")
+    vm = chassis.vm
+    assert chassis.cpu_problems([[0] * CPUID_WORDS]) == ()
+    chassis.refit([[0] * CPUID_WORDS])
+    assert chassis.vm is vm
+    chassis.close()
+
+
 @pytest.mark.needs_kvm
 async def test_a_guest_with_other_cpus_gets_a_vm_that_has_them() -> None:
     chassis = make("kvm", vcpu_count=2)

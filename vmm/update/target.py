@@ -201,7 +201,7 @@ class TargetUpdate:
         self._vmm.spawn(self._build(), "build the machine")
 
     async def _build(self) -> None:
-        """Adopt, map, prefault, create VM and devices, and listen on main."""
+        """Adopt, map, prefault, create devices, and listen on main."""
         try:
             assert self._hello is not None
             fds = self._driver.received_fds
