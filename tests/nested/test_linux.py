@@ -36,7 +36,7 @@ FAULTS: Mapping[str, str] = {
     "target/before/SEND_RUNNING/duplicate": WENT_ON,
     "source/before/SEND_COMMIT/kill": WENT_ON,
 }
-LIGHT = "tcp=1,udp=5"  # for emulated processors: more, and the answers pile up
+LIGHT = "tcp=1@10,udp=5"  # for emulated processors: more, and the answers pile up
 
 
 def _shares(old: str, new: str) -> tuple[tuple[dict[str, Any], ...], ...]:
@@ -55,11 +55,11 @@ def _shares(old: str, new: str) -> tuple[tuple[dict[str, Any], ...], ...]:
     return (
         (
             case(old, "bzImage", 2, 256, 10),
-            case(new, "vmlinux", 1, 128, 3, load="tcp=2,udp=20"),
+            case(new, "vmlinux", 1, 128, 3, load="tcp=2@10,udp=20"),
             case(old, "bzImage", 1, 4096, 1),
         ),
         (
-            case(old, "bzImage", 1, 256, 1, load="tcp=2,udp=5", faults=tuple(FAULTS)),
+            case(old, "bzImage", 1, 256, 1, load="tcp=2@10,udp=5", faults=tuple(FAULTS)),
             case(new, "bzImage", 4, 4096, 1),
             case(old, "vmlinux", 4, 128, 1),
         ),
@@ -81,7 +81,7 @@ async def _all_pass(kernels: tuple[Kernel, ...], cases: tuple[dict[str, Any], ..
     plan = RigPlan(qemu=peer_qemu(), l1_kernel=kernels[-1], guests=kernels, cases=cases)
     async with running_linux(plan) as rig:
         for case in cases:
-            report = await rig.next_report(L1_BOOT_MS + DEADLINE_S * 1000)
+            report = await rig.next_report(L1_BOOT_MS + DEADLINE_S * 1000, tell=print)
             print(report)  # noqa: T201 - the gap of each update is what one wants to see
             assert report["failure"] is None
             assert report["name"] == case["name"]

@@ -1,4 +1,4 @@
-"""Traffic for the guest of a chain: `--load udp=PPS,tcp=N,ping`, run beside it and accounted for.
+"""Traffic for the guest of a chain: `--load udp=PPS,tcp=N[@WRITES],ping`, run and accounted for.
 
 Per UDP flow there are two entries in the ledger: towards the guest, as the guest counted (its
 report in RAM), and from the guest, as the load process counted the echoes. The flow that the guest
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -29,6 +30,8 @@ PING_MS = 10
 GUEST_FLOW_PPS_MAX = 100  # the guest pays for each with work that it would have stamped pages in
 STOP_MS = int(DRAIN_S * 1000) + LAUNCH_MS  # drain, then the result
 TCP_STREAMS_MAX = 7  # the guest has eight connections
+TCP_WRITES_PER_S = 50  # of 2 KiB: about 100 kB/s for each stream
+_TCP = re.compile(rf"tcp=([1-{TCP_STREAMS_MAX}])(?:@([1-9]\d{{0,3}}))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +41,13 @@ class LoadSpec:
     udp_pps: int = 0  # of each of UDP_FLOWS flows, each way
     tcp_streams: int = 0
     ping: bool = False
+    tcp_writes_per_s: int = TCP_WRITES_PER_S  # of each stream; fewer for an emulated processor
 
     def __str__(self) -> str:
         parts = [f"udp={self.udp_pps}"] if self.udp_pps else []
-        parts += [f"tcp={self.tcp_streams}"] if self.tcp_streams else []
+        if self.tcp_streams:
+            usual = self.tcp_writes_per_s == TCP_WRITES_PER_S
+            parts.append(f"tcp={self.tcp_streams}{'' if usual else f'@{self.tcp_writes_per_s}'}")
         return ",".join([*parts, "ping"] if self.ping else parts)
 
     def guest_words(self, nic: Nic) -> str:
@@ -54,8 +60,9 @@ class LoadSpec:
 
 
 def parse_load(text: str) -> LoadSpec:
-    """`udp=1000,tcp=4,ping`; raises argparse.ArgumentTypeError."""
+    """`udp=1000,tcp=4@50,ping`; raises argparse.ArgumentTypeError."""
     udp = tcp = 0
+    writes = TCP_WRITES_PER_S
     ping = False
     for word in text.split(","):
         name, _, value = word.partition("=")
@@ -63,13 +70,14 @@ def parse_load(text: str) -> LoadSpec:
             ping = True
         elif name == "udp" and value.isdecimal() and int(value):
             udp = int(value)
-        elif name == "tcp" and value.isdecimal() and 0 < int(value) <= TCP_STREAMS_MAX:
-            tcp = int(value)
+        elif found := _TCP.fullmatch(word):
+            tcp, writes = int(found[1]), int(found[2] or TCP_WRITES_PER_S)
         else:
             raise argparse.ArgumentTypeError(
-                f"{word!r} is not udp=FRAMES_PER_SECOND, tcp=1..{TCP_STREAMS_MAX} or ping"
+                f"{word!r} is not udp=FRAMES_PER_SECOND, tcp=1..{TCP_STREAMS_MAX}[@WRITES_PER_SECOND] "
+                "or ping"
             )
-    return LoadSpec(udp, tcp, ping)
+    return LoadSpec(udp, tcp, ping, writes)
 
 
 class LoadRun:
@@ -99,6 +107,7 @@ class LoadRun:
             udp_flows=UDP_FLOWS if load.udp_pps else 0,
             udp_pps=load.udp_pps,
             tcp_streams=load.tcp_streams,
+            tcp_writes_per_s=load.tcp_writes_per_s,
             ping_ms=PING_MS if load.ping else 0,
             guest_flow=bool(load.udp_pps),
         )

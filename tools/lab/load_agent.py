@@ -36,7 +36,6 @@ FRAME_PADDING = b"\0" * 32  # 64 bytes of payload, as a small RPC has
 FIRST_FLOW = 1
 GUEST_FLOW_PORT = 5000  # where the guest's own UDP flow arrives
 TCP_CHUNK_BYTES = 2048
-TCP_INTERVAL_NS = 20 * NS_PER_MS  # about 100 kB/s for each stream
 # A backlog of sends after this process itself was not scheduled is sent in pieces of this size, so
 # that the replies are read in between.
 SEND_BURST = 16
@@ -56,6 +55,7 @@ class AgentSpec:
     udp_flows: int
     udp_pps: int  # of each flow
     tcp_streams: int
+    tcp_writes_per_s: int  # of each stream, TCP_CHUNK_BYTES each
     ping_ms: int  # 0: none
     guest_flow: bool
 
@@ -255,7 +255,7 @@ class _Stream:
         self._socket = socket.create_connection((load.spec.guest_address, PORT_ECHO), DRAIN_S)
         self._socket.setblocking(False)
         load.watch(self._socket, self._receive)
-        load.every(TCP_INTERVAL_NS, self._send)
+        load.every(NS_PER_S // load.spec.tcp_writes_per_s, self._send)
 
     def finish(self) -> None:
         """Send no more, not even the rest of a chunk; the guest answers with its FIN."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tools.lab.errors import CheckFailedError, LabError
-from tools.lab.linux.agentlink import AgentReport, check_report
+from tools.lab.linux.agentlink import OF_A_CROWDED_HOST, AgentReport, check_report
 from tools.lab.linux.cpio import Entry, archive
 from tools.lab.linux.disk import BLOCK_BYTES, block, check_disk
 
@@ -22,6 +22,7 @@ REPORT: dict[str, Any] = {
     "blocks_written": 3,
     "disk_errors": 0,
     "answers_refused": 0,
+    "queue_drops": 0,
     "flows": [
         {"flow": 1, "run": 2, "received": 9, "next_sequence": 9, "duplicated": 1, "reordered": 0}
     ],
@@ -54,6 +55,7 @@ def test_what_is_no_report_is_refused(line: bytes) -> None:
         ({"longest_drift_ns": 5_000_000}, "CLOCK_REALTIME jumped"),
         ({"disk_errors": 1}, "1 disk errors"),
         ({"answers_refused": 2}, "2 UDP answers refused"),
+        ({"queue_drops": 2}, "2 frames dropped by Linux's own queue"),
         ({"warnings": ["known at boot", "soft lockup"]}, "the kernel says: soft lockup"),
     ],
 )
@@ -63,6 +65,17 @@ def test_everything_that_a_guest_may_not_notice_is_a_failure(
     check_report(report(), report(ticks=11))
     with pytest.raises(CheckFailedError, match=message):
         check_report(report(), report(**{"ticks": 11, **changed}))
+
+
+def test_only_what_is_allowed_may_be_said_by_the_kernel() -> None:
+    slow = report(ticks=11, warnings=["known at boot", "hrtimer: interrupt took 20040388 ns"])
+    check_report(report(), slow, allowed=OF_A_CROWDED_HOST)
+    with pytest.raises(CheckFailedError, match="the kernel says: hrtimer"):
+        check_report(report(), slow)
+    with pytest.raises(CheckFailedError, match="the kernel says: soft lockup"):
+        check_report(
+            report(), report(ticks=11, warnings=["", "soft lockup"]), allowed=OF_A_CROWDED_HOST
+        )
 
 
 def test_a_disk_must_hold_the_last_write_of_each_block(tmp_path: Path) -> None:

@@ -90,9 +90,13 @@ def test_the_queue_holds_its_length_and_no_more(frames: float, loss: int) -> Non
 def test_load_option_is_read_and_written_alike() -> None:
     assert parse_load("udp=1000,tcp=4,ping") == LoadSpec(udp_pps=1000, tcp_streams=4, ping=True)
     assert str(parse_load("ping,udp=50")) == "udp=50,ping"
+    assert parse_load("tcp=2@10") == LoadSpec(tcp_streams=2, tcp_writes_per_s=10)
+    assert str(parse_load("tcp=2@10,udp=5")) == "udp=5,tcp=2@10"
 
 
-@pytest.mark.parametrize("text", ["udp", "udp=0", "tcp=8", "ping=1", "", "sctp=1"])
+@pytest.mark.parametrize(
+    "text", ["udp", "udp=0", "tcp=8", "tcp=1@", "tcp=1@0", "ping=1", "", "sctp=1"]
+)
 def test_wrong_load_is_refused_with_the_choices(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match=r"udp=FRAMES_PER_SECOND, tcp=1\.\.7"):
         parse_load(text)

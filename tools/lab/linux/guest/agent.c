@@ -10,6 +10,8 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/pkt_sched.h>
+#include <linux/rtnetlink.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <arpa/inet.h>
@@ -25,7 +27,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { ECHO_PORT = 7, FLOWS = 8, WINDOW = 1 << 16, BLOCK = 4096, DISK_PAUSE_MS = 5, WARNING = 4 };
+enum { ECHO_PORT = 7, FLOWS = 8, WINDOW = 1 << 16, BLOCK = 4096, DISK_PAUSE_TICKS = 5, WARNING = 4 };
 static const int64_t NS_PER_S = 1000000000, NS_PER_MS = 1000000;
 static const uint64_t FLOW_MAGIC = 0x31574f4c46525043; /* "CPRFLOW1" */
 
@@ -53,11 +55,17 @@ static void in_background(void *(*job)(void *), void *argument)
 /* ---- the ticker ---- */
 
 static long tick_ms;
+
+static struct timespec ticks_long(long count)
+{
+    return (struct timespec){count * tick_ms / 1000, count * tick_ms % 1000 * NS_PER_MS};
+}
+
 static atomic_long ticks, longest_gap_ns, longest_drift_ns, monotonic_backwards, realtime_backwards;
 
 static void *tick(void *unused)
 {
-    const struct timespec pause = {tick_ms / 1000, tick_ms % 1000 * NS_PER_MS};
+    const struct timespec pause = ticks_long(1);
     int64_t monotonic = now_ns(CLOCK_MONOTONIC), realtime = now_ns(CLOCK_REALTIME);
     int64_t low = INT64_MIN, high = INT64_MAX; /* REALTIME is ahead of MONOTONIC by something between */
     for (;;) {
@@ -173,6 +181,37 @@ static void *serve_udp(void *unused)
     return unused;
 }
 
+/* ---- what our own kernel drops before the card sees it ---- */
+
+static long drops_told(struct nlmsghdr *message)
+{
+    int size = TCA_PAYLOAD(message);
+    for (struct rtattr *a = TCA_RTA(NLMSG_DATA(message)); RTA_OK(a, size); a = RTA_NEXT(a, size))
+        if (a->rta_type == TCA_STATS)
+            return ((struct tc_stats *)RTA_DATA(a))->drops;
+    return 0;
+}
+
+/* By the queueing disciplines of all cards; -1 when the kernel does not say. */
+static long queue_drops(void)
+{
+    struct { struct nlmsghdr header; struct tcmsg body; } ask = {
+        .header = {.nlmsg_len = sizeof ask, .nlmsg_type = RTM_GETQDISC, .nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP}};
+    _Alignas(struct nlmsghdr) char data[1 << 14];
+    int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
+    long drops = send(fd, &ask, sizeof ask, 0) == sizeof ask ? 0 : -1;
+    for (int done = drops < 0; !done;) {
+        int size = recv(fd, data, sizeof data, 0);
+        done = size <= 0;
+        for (struct nlmsghdr *m = (void *)data; NLMSG_OK(m, size); m = NLMSG_NEXT(m, size)) {
+            done |= m->nlmsg_type == NLMSG_DONE || m->nlmsg_type == NLMSG_ERROR;
+            drops += m->nlmsg_type == RTM_NEWQDISC ? drops_told(m) : 0;
+        }
+    }
+    close(fd);
+    return drops;
+}
+
 /* ---- the disk ---- */
 
 static atomic_long blocks_written, disk_errors, disk_size;
@@ -191,7 +230,7 @@ static void fill(uint64_t sequence, uint64_t position)
 
 static void *write_disk(void *unused)
 {
-    const struct timespec pause = {0, DISK_PAUSE_MS * NS_PER_MS};
+    const struct timespec pause = ticks_long(DISK_PAUSE_TICKS);
     int fd = open("/dev/vda", O_RDWR | O_DIRECT | O_CLOEXEC);
     if (fd < 0)
         return unused; /* a guest without a disk */
@@ -249,7 +288,7 @@ static void report(FILE *to)
             atomic_exchange(&longest_drift_ns, 0));
     fprintf(to, "\"monotonic_backwards\": %ld, \"realtime_backwards\": %ld, ", monotonic_backwards, realtime_backwards);
     fprintf(to, "\"blocks_written\": %ld, \"disk_errors\": %ld, ", blocks_written, disk_errors);
-    fprintf(to, "\"answers_refused\": %ld, ", answers_refused);
+    fprintf(to, "\"answers_refused\": %ld, \"queue_drops\": %ld, ", answers_refused, queue_drops());
     fputs("\"flows\": [", to);
     pthread_mutex_lock(&flow_lock);
     for (int i = 0; i < flow_count; i++) {
