@@ -269,8 +269,9 @@ def _parser() -> argparse.ArgumentParser:
         type=parse_load,
         metavar="LOAD",
         help="traffic over a tap during all updates, every frame accounted for: udp=PPS (of each "
-        "of two flows, each way), tcp=STREAMS, ping; for example udp=1000,tcp=4,ping (with "
-        "--faults few frames: a hung process leaves them in the tap's queue for seconds)",
+        "of two flows, each way), tcp=STREAMS[@WRITES_PER_SECOND], ping; for example "
+        "udp=1000,tcp=4,ping (with --faults few frames: a hung process leaves them in the tap's "
+        "queue for seconds)",
     )
     parser.add_argument(
         "--cliff",

@@ -74,8 +74,8 @@ def parse_load(text: str) -> LoadSpec:
             tcp, writes = int(found[1]), int(found[2] or TCP_WRITES_PER_S)
         else:
             raise argparse.ArgumentTypeError(
-                f"{word!r} is not udp=FRAMES_PER_SECOND, tcp=1..{TCP_STREAMS_MAX}[@WRITES_PER_SECOND] "
-                "or ping"
+                f"{word!r} is not udp=FRAMES_PER_SECOND, tcp=1..{TCP_STREAMS_MAX}"
+                "[@WRITES_PER_SECOND] or ping"
             )
     return LoadSpec(udp, tcp, ping, writes)
 

@@ -29,8 +29,7 @@ REPLY_DEADLINE_S = 60.0
 # What Linux says when it stood still for more than a second, as on any machine that is paused: this
 # once it does not compare its clocks.
 OF_A_LONG_PAUSE = "clocksource: Long readout interval, skipping watchdog check"
-# And when a virtual processor waited for a real one while it handled a timer: that the handling took
-# long, and that it took so long that the next was due again and again (once in a boot).
+# And when a virtual processor waited for a real one while it handled a timer, update or not.
 OF_A_CROWDED_HOST = (OF_A_LONG_PAUSE, "hrtimer: interrupt took")
 # Both clocks of Linux come from one counter: they differ by what is between two calls.
 CLOCK_JUMP_MAX_NS = 2_000_000

@@ -39,7 +39,7 @@ class Case:
     vcpu_count: int
     count: int  # of updates
     load: str = "tcp=2,udp=20"
-    tick_ms: int = 10  # each tick costs an emulated processor some 0.3 ms
+    tick_ms: int = 20  # each tick costs an emulated processor some 0.3 ms
     faults: tuple[str, ...] = ()  # as for `cpr-drill --faults`
 
     def plan(self, guests: Path) -> LinuxPlan:
