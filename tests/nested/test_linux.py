@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tools.lab.cache import peer_qemu
+from tools.lab.linux.drill import LOAD_DEFAULT
 from tools.lab.linux.host import running_linux
 from tools.lab.linux.kernels import Kernel, fetch_linux, find_kernels
 from tools.lab.linux.rig import L1_BOOT_MS, RigPlan
@@ -36,7 +37,6 @@ FAULTS: Mapping[str, str] = {
     "target/before/SEND_RUNNING/duplicate": WENT_ON,
     "source/before/SEND_COMMIT/kill": WENT_ON,
 }
-LIGHT = "tcp=1@10,udp=5"  # for emulated processors: more, and the answers pile up
 
 
 def _shares(old: str, new: str) -> tuple[tuple[dict[str, Any], ...], ...]:
@@ -50,7 +50,14 @@ def _shares(old: str, new: str) -> tuple[tuple[dict[str, Any], ...], ...]:
     ) -> dict[str, Any]:
         size = {"vcpu_count": vcpu_count, "ram_mib": ram_mib, "count": count}
         name = f"{kernel.partition('-')[0]} {image}, {vcpu_count} vCPUs, {ram_mib} MiB"
-        return {"name": name, "kernel": kernel, "image": image, "load": LIGHT, **size, **rest}
+        return {
+            "name": name,
+            "kernel": kernel,
+            "image": image,
+            "load": LOAD_DEFAULT,
+            **size,
+            **rest,
+        }
 
     return (
         (

@@ -47,7 +47,7 @@ class AgentReport:
     blocks_written: int
     disk_errors: int  # failed or read back wrong
     answers_refused: int  # UDP answers that Linux did not take to send: no frame of ours
-    queue_drops: int  # frames that Linux's own queues dropped before the card had them
+    queue_drops: int  # frames that Linux's own queues dropped before the card had them; -1: unknown
     flows: tuple[FlowReport, ...]
     warnings: tuple[str, ...]  # the kernel's, level warning or worse
 

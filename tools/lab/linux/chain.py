@@ -172,12 +172,20 @@ class LinuxChain:
             self.outcomes.append(outcome)
             on_update(outcome)
         self.where = "the load over all updates"
-        try:
-            await self.traffic.stop(self.net_report)
-        finally:
-            self._guest.look()  # what Linux itself dropped is no loss of ours, and says so
+        await self.end_load()
         self.where = "the end"
         await self.power_off(current)
+
+    async def end_load(self) -> None:
+        """Check the ledger; a loss is told with what Linux says that it dropped itself."""
+        try:
+            await self.traffic.stop(self.net_report)
+        except CheckFailedError as loss:
+            try:
+                self._guest.look()
+            except CheckFailedError as own:
+                raise CheckFailedError(f"{loss}; {own}") from own
+            raise
 
     async def update(self, number: int, old: Launched) -> tuple[Launched, LinuxUpdate]:
         """One update with all its checks; `old` has ended when it returns."""

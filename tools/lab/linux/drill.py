@@ -20,7 +20,7 @@ CASE_MS, UPDATE_MS = 300_000, 60_000
 _NOT_FOR_LINUX = {
     "pages": 0, "cliff": False, "faults": None, "html": None, "old": None, "new": None,
 }  # fmt: skip
-LOAD_DEFAULT = "tcp=1@10,udp=5"
+LOAD_DEFAULT = "tcp=1@10,udp=5"  # an emulated processor: more, and the answers pile up
 
 
 def check_options(options: argparse.Namespace) -> None:

@@ -202,10 +202,14 @@ static long queue_drops(void)
     long drops = send(fd, &ask, sizeof ask, 0) == sizeof ask ? 0 : -1;
     for (int done = drops < 0; !done;) {
         int size = recv(fd, data, sizeof data, 0);
-        done = size <= 0;
+        if (size <= 0)
+            done = 1, drops = -1;
         for (struct nlmsghdr *m = (void *)data; NLMSG_OK(m, size); m = NLMSG_NEXT(m, size)) {
-            done |= m->nlmsg_type == NLMSG_DONE || m->nlmsg_type == NLMSG_ERROR;
-            drops += m->nlmsg_type == RTM_NEWQDISC ? drops_told(m) : 0;
+            done |= m->nlmsg_type == NLMSG_DONE;
+            if (m->nlmsg_type == NLMSG_ERROR)
+                done = 1, drops = -1;
+            if (m->nlmsg_type == RTM_NEWQDISC)
+                drops += drops_told(m);
         }
     }
     close(fd);
