@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 # The longest argument that a user writes by hand or a tool generates is far below this.
@@ -25,6 +24,9 @@ _HEX = re.compile(r"0[xX][0-9a-fA-F]+")
 _KEY_FRAGMENT = re.compile(r"[A-Za-z][A-Za-z0-9_-]*|[0-9]+")
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 _MAX_U64 = (1 << 64) - 1
+INT_MAX = (1 << 31) - 1  # of a C int, as which fds are passed
+_NUMBER_DIGITS_MAX = 40  # leading zeros are allowed, but not without end
+_SIZE_DIGITS_MAX = 128  # more than any size needs; Python refuses to convert some thousand digits
 
 
 class OptionSyntaxError(Exception):
@@ -112,10 +114,24 @@ def parse_size(text: str, default_suffix: str = "") -> int | None:
         return None
     shift = _SUFFIX_SHIFT[found["suffix"].upper() or default_suffix]
     number = found["number"]
-    if "." in number and shift == 0:
-        return None  # a fraction of a byte
-    size = int(Fraction(f"0{number}" if number.startswith(".") else number) * (1 << shift))
+    if len(number) > _SIZE_DIGITS_MAX or ("." in number and shift == 0):
+        return None  # too large for anything, or a fraction of a byte
+    whole, _point, tenths = number.partition(".")
+    # In integers: a float cannot hold every size, and `fractions` is slow to import.
+    size = (int(whole + tenths) << shift) // 10 ** len(tenths)
     return size if size <= _MAX_U64 else None
+
+
+def parse_number(text: str, maximum: int = INT_MAX) -> int | None:
+    """A plain decimal number up to `maximum`; None when it is none.
+
+    `str.isdigit` is no check for `int`: it takes a superscript two, and `int` refuses thousands of
+    digits.
+    """
+    if not text.isascii() or not text.isdigit() or len(text) > _NUMBER_DIGITS_MAX:
+        return None
+    number = int(text)
+    return number if number <= maximum else None
 
 
 def is_identifier(text: str) -> bool:
@@ -175,7 +191,7 @@ def _with_lists(node: Any, path: str) -> Any:
         return items
     if len(numbers) != len(items):
         raise OptionSyntaxError(f"Parameters '{path}.*' used inconsistently")
-    by_index = {int(key): value for key, value in items.items()}
+    by_index = {parse_number(key): value for key, value in items.items()}
     for index in range(len(by_index)):
         if index not in by_index:
             raise OptionSyntaxError(f"Parameter '{path}.{index}' missing")

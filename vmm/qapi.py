@@ -236,7 +236,7 @@ def _keyval_integer(kind: Integer, text: str, path: str) -> int:
         return size
     try:
         return int(text, 0)
-    except ValueError:
+    except ValueError:  # thousands of digits, too
         raise QapiError(f"Parameter '{path}' expects integer") from None
 
 

@@ -9,7 +9,7 @@ from vmm.cli.builder import ConfigBuilder
 from vmm.cli.memory import ID_HELP
 from vmm.config import Chardev, ChardevKind, Monitor, MonitorMode
 from vmm.errors import ConfigError
-from vmm.optstr import is_identifier, parse_bool, parse_options
+from vmm.optstr import is_identifier, parse_bool, parse_number, parse_options
 
 BACKEND_NAMES = ("null", "stdio", "file", "socket", "pty")
 _KINDS = {
@@ -162,7 +162,8 @@ def _make(name: str, kind: ChardevKind, given: dict[str, str]) -> Chardev:
 def _socket(name: str, path: str | None, fd: str | None, flags: dict[str, bool]) -> Chardev:
     if (path is None) == (fd is None):
         raise ConfigError("None or one of 'path', 'fd' or 'host' option required.")
-    if fd is not None and not fd.isdigit():
+    number = None if fd is None else parse_number(fd)
+    if fd is not None and number is None:
         raise ConfigError(f"Unable to parse FD number {fd}")
     if path == "":
         raise ConfigError("invalid Unix socket address")
@@ -173,7 +174,7 @@ def _socket(name: str, path: str | None, fd: str | None, flags: dict[str, bool])
         name,
         ChardevKind.SOCKET,
         path=None if path is None else Path(path),
-        fd=None if fd is None else int(fd),
+        fd=number,
         server=server,
         wait=flags.get("wait", True),
     )

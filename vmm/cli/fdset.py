@@ -16,6 +16,7 @@ from pathlib import Path
 
 from vmm.config import Chardev, FloppyImage, InheritedFd, LoaderDevice, VmmConfig
 from vmm.errors import ConfigError
+from vmm.optstr import parse_number
 
 _FDSET = re.compile(r"/dev/fdset/(\d+)")
 _READABLE = frozenset({os.O_RDONLY, os.O_RDWR})
@@ -60,7 +61,7 @@ def _resolve(
     match = None if path is None else _FDSET.fullmatch(str(path))
     if match is None:
         return path
-    members = [fd for fd in fds if fd.fdset == int(match[1])]
+    members = [fd for fd in fds if fd.fdset == parse_number(match[1])]
     if not members:
         raise ConfigError(f"{path}: there is no fd set {match[1]}; give it with -add-fd")
     for member in members:

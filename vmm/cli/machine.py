@@ -7,7 +7,7 @@ import re
 from vmm.cli.builder import ConfigBuilder
 from vmm.config import AccelOptions, MachineOptions
 from vmm.errors import ConfigError
-from vmm.optstr import parse_bool, parse_keyval, parse_options
+from vmm.optstr import parse_bool, parse_keyval, parse_number, parse_options
 
 DEFAULT_MACHINE = "cpr-1.0"
 MACHINES = ("cpr-1.0",)
@@ -153,9 +153,10 @@ def smp(builder: ConfigBuilder, value: str) -> None:
 def _count(name: str, text: object) -> int:
     if name not in ("cpus", "maxcpus", *_TOPOLOGY):
         raise ConfigError(f"Parameter 'smp.{name}' is unexpected")
-    if not isinstance(text, str) or not re.fullmatch(r"\d+", text):
+    number = parse_number(text) if isinstance(text, str) else None
+    if number is None:
         raise ConfigError(f"Parameter 'smp.{name}' expects integer")
-    return int(text)
+    return number
 
 
 def _check_topology(given: dict[str, int], product: int, cpus: int, maximum: int) -> None:

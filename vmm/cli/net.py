@@ -9,7 +9,7 @@ from vmm.cli.builder import ConfigBuilder
 from vmm.cli.memory import ID_HELP
 from vmm.config import DEFAULT_IFDOWN, DEFAULT_IFUP, TapNetdev, VirtioNetDevice
 from vmm.errors import ConfigError
-from vmm.optstr import is_identifier, parse_options
+from vmm.optstr import is_identifier, parse_number, parse_options
 from vmm.qapi import (
     BOOL,
     SIZE,
@@ -98,6 +98,13 @@ def _tap(name: str, given: dict[str, Any]) -> TapNetdev:
     )
 
 
+def _fd_number(text: str) -> int:
+    number = parse_number(text)
+    if number is None:
+        raise ConfigError(f"Unable to parse FD number {text}")
+    return number
+
+
 def _inherited(name: str, given: dict[str, Any]) -> TapNetdev:
     """Not opened yet: in a successor the number is only what the first process had."""
     which = "fd" if "fd" in given else "fds"
@@ -108,10 +115,7 @@ def _inherited(name: str, given: dict[str, Any]) -> TapNetdev:
             f"{', '.join(f'{key}=' for key in _NOT_WITH_FD)} are invalid with {which}="
         )
     numbers = given[which].split(":") if which == "fds" else [given[which]]
-    for number in numbers:
-        if not number.isdigit():
-            raise ConfigError(f"Unable to parse FD number {number}")
-    fds = tuple(int(number) for number in numbers)
+    fds = tuple(_fd_number(number) for number in numbers)
     return TapNetdev(
         name,
         fds=fds,

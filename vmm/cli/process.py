@@ -12,7 +12,7 @@ from vmm.cli.builder import ConfigBuilder
 from vmm.config import ChannelType, InheritedFd, SandboxOptions
 from vmm.errors import ConfigError
 from vmm.migration.addresses import is_uri, parse_channel, parse_uri
-from vmm.optstr import parse_bool, parse_keyval, parse_options
+from vmm.optstr import parse_bool, parse_keyval, parse_number, parse_options
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _GLOBAL = re.compile(r"(?P<driver>[^.=,]+)\.(?P<property>[^=]+)=(?P<value>.*)", re.DOTALL)
@@ -94,19 +94,19 @@ def _virtio_mmio_global(builder: ConfigBuilder, prop: str, text: str) -> None:
 def add_fd(builder: ConfigBuilder, value: str) -> None:
     """-add-fd fd=N,set=M[,opaque=TEXT]: keep an inherited fd for /dev/fdset/M."""
     given = {option.key: option.value for option in parse_options(value)}
-    fd, fdset = given.pop("fd", ""), given.pop("set", "")
+    fd, fdset = parse_number(given.pop("fd", "")), parse_number(given.pop("set", ""))
     opaque = given.pop("opaque", None)
     for key in given:
         raise ConfigError(f"Invalid parameter '{key}'")
-    if not fd.isdigit():
+    if fd is None:
         raise ConfigError("fd option is required and must be non-negative")
-    if int(fd) < _FIRST_FREE_FD:
+    if fd < _FIRST_FREE_FD:
         raise ConfigError("fd cannot be a standard I/O stream")
-    if not _was_inherited(int(fd)):
+    if not _was_inherited(fd):
         raise ConfigError("fd is not valid or already in use")
-    if not fdset.isdigit():
+    if fdset is None:
         raise ConfigError("set option is required and must be non-negative")
-    builder.inherited_fds.append(InheritedFd(int(fd), int(fdset), opaque))
+    builder.inherited_fds.append(InheritedFd(fd, fdset, opaque))
 
 
 def _was_inherited(fd: int) -> bool:

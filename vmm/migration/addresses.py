@@ -24,7 +24,7 @@ from vmm.config import (
     SocketVsock,
 )
 from vmm.errors import MigrationError
-from vmm.optstr import OptionSyntaxError, parse_keyval, parse_size
+from vmm.optstr import OptionSyntaxError, parse_keyval, parse_number, parse_size
 from vmm.qapi import (
     BOOL,
     STR,
@@ -139,7 +139,7 @@ def parse_channel(text: str) -> MigrationChannel:
 
 
 def _unix(rest: str) -> MigrationAddress:
-    if not rest:
+    if not rest or "\0" in rest:
         raise MigrationError("invalid Unix socket address")
     return SocketUnix(rest)
 
@@ -188,9 +188,9 @@ def _inet_options(text: str, whole: str) -> dict[str, Any]:
     for item in text.split(",")[1:]:
         name, equals, value = item.partition("=")
         if name == "to":
-            if not value.isdigit():
+            if (last := parse_number(value)) is None:
                 raise MigrationError("error parsing to= argument")
-            options["to"] = int(value)
+            options["to"] = last
         elif name in _INET_FLAGS:
             if equals and value not in ("on", "off"):
                 raise MigrationError(f"error parsing '{name}' flag '={value}'")

@@ -28,6 +28,7 @@ from vmm.migration.addresses import channels_from_qmp, parse_uri
 from vmm.migration.capabilities import MigrationCapabilities
 from vmm.migration.parameters import MigrationMode, MigrationParameters
 from vmm.migration.status import RUNNING, MigrationStatus
+from vmm.optstr import parse_number
 from vmm.runstate import RunState
 
 _NEED_ONE = "need either 'uri' or 'channels' argument"
@@ -157,10 +158,13 @@ def _check_carries_fds(main: MigrationAddress) -> None:
 
 def _is_unix_stream(name: str) -> bool:
     """Whether an fd given by number is a unix stream socket."""
+    number = parse_number(name)
+    if number is None:
+        return False
     try:
-        with socket.socket(fileno=os.dup(int(name))) as sock:
+        with socket.socket(fileno=os.dup(number)) as sock:
             return sock.family == socket.AF_UNIX and sock.type == socket.SOCK_STREAM
-    except (OSError, ValueError):
+    except OSError:
         return False
 
 

@@ -14,9 +14,12 @@ from cpr.messages import MainHeader
 from cpr.unixsocket import BACKLOG, adopt_listener, connect_unix, listen_unix
 from vmm.config import MigrationAddress, SocketFd, SocketInet, SocketUnix, SocketVsock
 from vmm.errors import MigrationError
+from vmm.optstr import parse_number
 
 _MS_PER_S = 1000
 _READ_SIZE_BYTES = 4096
+_PORT_MAX = (1 << 16) - 1
+_VSOCK_MAX = (1 << 32) - 1
 
 
 async def connect(address: MigrationAddress, timeout_ms: int) -> socket.socket:
@@ -27,12 +30,14 @@ async def connect(address: MigrationAddress, timeout_ms: int) -> socket.socket:
     """
     if isinstance(address, SocketUnix):
         return await connect_unix(address.path, timeout_ms=timeout_ms)
+    target: tuple[str | int, int]
     if isinstance(address, SocketInet):
+        host, port = _inet_target(address)
+        target = (host or "127.0.0.1", port)
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        target: tuple[str | int, int] = (address.host or "127.0.0.1", int(address.port))
     elif isinstance(address, SocketVsock):
+        target = _vsock_target(address)
         sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
-        target = (int(address.cid), int(address.port))
     elif isinstance(address, SocketFd):
         raise MigrationError(f"File descriptor named '{address.name}' has not been found")
     else:
@@ -75,10 +80,9 @@ class Listener:
         if isinstance(address, SocketUnix):
             return cls(_bind_unix(address.path), Path(address.path))
         if isinstance(address, SocketInet):
-            return cls(_bind(socket.AF_INET, (address.host, int(address.port))), None)
+            return cls(_bind(socket.AF_INET, _inet_target(address)), None)
         if isinstance(address, SocketVsock):
-            cid = int(address.cid) if address.cid else socket.VMADDR_CID_ANY
-            return cls(_bind(socket.AF_VSOCK, (cid, int(address.port))), None)
+            return cls(_bind(socket.AF_VSOCK, _vsock_target(address)), None)
         raise MigrationError("Migration requires streamable transport (eg unix)")
 
     async def accept(self) -> socket.socket:
@@ -129,9 +133,29 @@ async def receive_main_header(sock: socket.socket, timeout_ms: int) -> MainHeade
 
 
 def _adopt(name: str) -> socket.socket:
-    if not name.isdigit():
+    number = parse_number(name)
+    if number is None:
         raise MigrationError(f"File descriptor named '{name}' has not been found")
-    return adopt_listener(int(name))
+    return adopt_listener(number)
+
+
+def _inet_target(address: SocketInet) -> tuple[str, int]:
+    port = parse_number(address.port, _PORT_MAX)
+    if port is None:
+        raise MigrationError(
+            f"address resolution failed for {address.host}:{address.port}: Servname not supported "
+            "for ai_socktype"
+        )
+    return address.host, port
+
+
+def _vsock_target(address: SocketVsock) -> tuple[int, int]:
+    cid, port = (parse_number(text, _VSOCK_MAX) for text in (address.cid, address.port))
+    if cid is None:
+        raise MigrationError(f"Failed to parse cid '{address.cid}'")
+    if port is None:
+        raise MigrationError(f"Failed to parse port '{address.port}'")
+    return cid, port
 
 
 def _bind_unix(path: str) -> socket.socket:
@@ -149,8 +173,9 @@ def _bind(family: socket.AddressFamily, address: tuple[str | int, int]) -> socke
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
         sock.listen(BACKLOG)
-    except OSError as error:
+    except (OSError, TypeError, UnicodeError) as error:  # the last two: no host name
         sock.close()
         where = ":".join(str(part) for part in address)
-        raise MigrationError(f"Failed to bind socket to {where}: {error.strerror}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise MigrationError(f"Failed to bind socket to {where}: {reason}") from error
     return sock

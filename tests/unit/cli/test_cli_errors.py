@@ -15,6 +15,8 @@ SIZE_TEXT = (
 )
 
 # QEMU prints exactly these after its program name.
+HUGE = "9" * 5000  # Python's int() refuses to read it
+
 QEMU_TEXTS = [
     ("-foo", "-foo: invalid option"),
     ("--foo", "--foo: invalid option"),
@@ -223,6 +225,21 @@ QEMU_TEXTS = [
     (
         "-add-fd set=1",
         "-add-fd set=1: fd option is required and must be non-negative",
+    ),
+    (
+        f"-add-fd fd={HUGE},set=1",
+        f"-add-fd fd={HUGE},set=1: fd option is required and must be non-negative",
+    ),
+    (f"-smp {HUGE}", f"-smp {HUGE}: Parameter 'smp.cpus' expects integer"),
+    ("-smp ²", "-smp ²: Parameter 'smp.cpus' expects integer"),
+    (
+        f"-netdev tap,id=n,fd={HUGE}",
+        f"-netdev tap,id=n,fd={HUGE}: Unable to parse FD number {HUGE}",
+    ),
+    ("-netdev tap,id=n,fds=3:²", "-netdev tap,id=n,fds=3:²: Unable to parse FD number ²"),
+    (
+        f"-chardev socket,id=c,fd={HUGE}",
+        f"-chardev socket,id=c,fd={HUGE}: Unable to parse FD number {HUGE}",
     ),
     ("-smp foo", "-smp foo: Parameter 'smp.cpus' expects integer"),
     ("-smp cpus=2,foo=1", "-smp cpus=2,foo=1: Parameter 'smp.foo' is unexpected"),

@@ -111,6 +111,12 @@ def test_an_absurdly_long_option_is_refused() -> None:
         ("x", None),
         ("", None),
         ("1.5.5k", None),
+        ("5.k", 5 * KIB),
+        ("0.3k", 307),
+        ("0.99999999999999999999999G", GIB - 1),
+        ("1" * 5000, None),
+        ("0x" + "1" * 5000, None),
+        ("0." + "1" * 5000 + "k", None),
     ],
 )
 def test_sizes(text: str, size: int | None) -> None:

@@ -74,6 +74,8 @@ def test_uris(uri: str, address: MigrationAddress) -> None:
         (f"tcp:{'h' * 65}:1", f"error parsing address '{'h' * 65}:1'"),
         (f"tcp:h:{'1' * 33}", f"error parsing address 'h:{'1' * 33}'"),
         ("tcp:h:p,ipv4=zz", "error parsing 'ipv4' flag '=zz'"),
+        ("unix:a\0b", "invalid Unix socket address"),
+        (f"tcp:h:p,to={'1' * 5000}", "error parsing to= argument"),
         ("tcp:h:p,to=x", "error parsing to= argument"),
         ("tcp:h:p,zz=1", "error parsing address 'h:p,zz=1'"),
         ("vsock:1", "error parsing address '1'"),
