@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tools.lab.errors import LabError
-from tools.lab.namespace_agent import CLONE_NEWNET, CLONE_NEWUSER, REQUEST_MAX_BYTES
+from tools.lab.namespace_wire import CLONE_NEWNET, CLONE_NEWUSER, REQUEST_MAX_BYTES
 
 # A Python start and a few netlink calls: a busy machine may need seconds, a working one no more.
 AGENT_DEADLINE_S = 30.0

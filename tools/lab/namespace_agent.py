@@ -26,11 +26,10 @@ import prctl
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from tools.lab.namespace_wire import CLONE_NEWNET, CLONE_NEWUSER, REQUEST_MAX_BYTES
 from vmm.devices.net.tun import open_tap
 from vmm.errors import DeviceError
 
-CLONE_NEWUSER, CLONE_NEWNET = 0x1000_0000, 0x4000_0000
-REQUEST_MAX_BYTES = 64 << 10
 _IFA_F_NODAD = 0x02  # linux/if_addr.h: usable at once, nobody else is on this link
 
 _TAP_FLAGS = {

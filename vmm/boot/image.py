@@ -17,7 +17,7 @@ All vCPUs enter an ELF or flat image at once; a boot sector or Linux starts vCPU
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib import resources
+from pathlib import Path
 
 from vmm.boot.acpi import AcpiMachine
 from vmm.boot.direct import IMAGE_ADDRESS, DirectDevices, DirectStart, direct_boot_pieces
@@ -63,7 +63,7 @@ def plan_boot(config: VmmConfig) -> BootPlan:
 
 def builtin_guest_elf() -> bytes:
     """The shipped ELF of the built-in guest."""
-    return resources.files("vmm.boot.guest").joinpath("guest.elf").read_bytes()
+    return (Path(__file__).parent / "guest" / "guest.elf").read_bytes()
 
 
 def _check_options(config: VmmConfig) -> None:
