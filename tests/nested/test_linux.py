@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 
 from tools.lab.cache import peer_qemu
-from tools.lab.linux.drill import LOAD_DEFAULT
-from tools.lab.linux.host import running_linux
+from tools.lab.linux.host import pace, running_linux
 from tools.lab.linux.kernels import Kernel, fetch_linux, find_kernels
 from tools.lab.linux.rig import L1_BOOT_MS, RigPlan
 
@@ -45,6 +44,8 @@ def _shares(old: str, new: str) -> tuple[tuple[dict[str, Any], ...], ...]:
     Two shares of cases that take about as long.
     """
 
+    usual = pace()
+
     def case(
         kernel: str, image: str, vcpu_count: int, ram_mib: int, count: int, **rest: Any
     ) -> dict[str, Any]:
@@ -54,7 +55,8 @@ def _shares(old: str, new: str) -> tuple[tuple[dict[str, Any], ...], ...]:
             "name": name,
             "kernel": kernel,
             "image": image,
-            "load": LOAD_DEFAULT,
+            "load": usual.load,
+            "tick_ms": usual.tick_ms,
             **size,
             **rest,
         }
@@ -62,13 +64,12 @@ def _shares(old: str, new: str) -> tuple[tuple[dict[str, Any], ...], ...]:
     return (
         (
             case(old, "bzImage", 2, 256, 10),
-            case(new, "vmlinux", 1, 128, 3, load="tcp=2@10,udp=20"),
-            case(old, "bzImage", 1, 4096, 1),
+            case(new, "vmlinux", 1, 128, 1, load="tcp=2@10,udp=20"),
+            case(old, "vmlinux", 4, 128, 1),
         ),
         (
-            case(old, "bzImage", 1, 256, 1, load="tcp=2@10,udp=5", faults=tuple(FAULTS)),
+            case(old, "bzImage", 1, 4096, 1, faults=tuple(FAULTS)),
             case(new, "bzImage", 4, 4096, 1),
-            case(old, "vmlinux", 4, 128, 1),
         ),
     )
 

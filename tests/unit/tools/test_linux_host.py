@@ -10,6 +10,7 @@ from tools.lab.errors import LabError
 from tools.lab.linux import host
 from tools.lab.linux.kernels import Kernel
 from tools.lab.linux.rig import RigPlan
+from tools.lab.load import parse_load
 
 NO_KERNEL = Kernel("6.1", Path("/none"), Path("/none"))
 
@@ -46,11 +47,22 @@ def test_a_system_that_says_nothing_has_none(tmp_path: Path) -> None:
     assert not host.has_hardware_virtualisation(tmp_path)
 
 
+def test_an_emulated_processor_gets_less_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    paces = {}
+    for reason in (None, "no hardware"):
+        monkeypatch.setattr(host, "why_not_here", lambda _root, found=reason: found)
+        paces[reason] = host.pace()
+    direct, emulated = (parse_load(paces[reason].load) for reason in (None, "no hardware"))
+    assert direct.tcp_writes_per_s > emulated.tcp_writes_per_s > 0
+    assert direct.udp_pps > emulated.udp_pps > 0
+    assert paces[None].tick_ms < paces["no hardware"].tick_ms
+
+
 async def test_cases_run_in_a_process_of_this_machine() -> None:
     """The way there and back; that Linux boots is the nested test's."""
     bad: dict[str, object] = {
         "name": "x", "kernel": "6.1", "image": "bzImage", "ram_mib": 64, "vcpu_count": 1,
-        "count": 1, "load": "nonsense",
+        "count": 1, "load": "nonsense", "tick_ms": 1,
     }  # fmt: skip
     plan = RigPlan(Path("/none"), NO_KERNEL, (), (bad,))
     with pytest.raises(LabError, match=r"the lab's process ended(?s:.)*'nonsense' is not udp="):

@@ -10,7 +10,7 @@ from typing import Any
 
 from tools.lab.cache import peer_qemu
 from tools.lab.errors import OptionError
-from tools.lab.linux.host import running_linux, why_not_here
+from tools.lab.linux.host import pace, running_linux, why_not_here
 from tools.lab.linux.kernels import fetch_linux, find_kernels, own_kernel
 from tools.lab.linux.rig import L1_BOOT_MS, RigPlan
 
@@ -20,7 +20,6 @@ CASE_MS, UPDATE_MS = 300_000, 60_000
 _NOT_FOR_LINUX = {
     "pages": 0, "cliff": False, "faults": None, "html": None, "old": None, "new": None,
 }  # fmt: skip
-LOAD_DEFAULT = "tcp=1@10,udp=5"  # an emulated processor: more, and the answers pile up
 
 
 def check_options(options: argparse.Namespace) -> None:
@@ -57,6 +56,7 @@ def make_plan(options: argparse.Namespace) -> RigPlan:
     guest = packaged[0]
     if options.kernel is not None:
         guest = own_kernel(options.kernel, options.initrd, packaged[0].busybox)
+    usual = pace()
     case = {
         "name": f"Linux {guest.version}",
         "kernel": guest.version,
@@ -64,7 +64,8 @@ def make_plan(options: argparse.Namespace) -> RigPlan:
         "ram_mib": options.mem >> 20,
         "vcpu_count": options.vcpus,
         "count": options.count,
-        "load": str(options.load or LOAD_DEFAULT),
+        "load": str(options.load or usual.load),
+        "tick_ms": usual.tick_ms,
     }
     return RigPlan(qemu=peer_qemu(), l1_kernel=packaged[-1], guests=(guest,), cases=(case,))
 

@@ -22,8 +22,8 @@ class LinuxGuest:
     initrd: Path
     ram_bytes: int
     vcpu_count: int
+    tick_ms: int
     nic: Nic = field(default_factory=lambda: Nic(0))
-    tick_ms: int = 1
     prealloc: bool = False
 
     @property

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -40,6 +41,25 @@ def why_not_here(root: Path = Path("/")) -> str | None:
     if not os.access(KVM_DEVICE, os.R_OK | os.W_OK):
         return f"{KVM_DEVICE} cannot be opened"
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How much a Linux guest is given to do between and during the updates."""
+
+    load: str  # as for --load
+    tick_ms: int  # of the ticker; the disk writer rests for some ticks
+
+
+_DIRECT_PACE = Pace("tcp=2,udp=50", tick_ms=1)
+# An emulated processor needs some 0.4 ms for each exit of the guest and 2 ms for each frame, and a
+# successor starts with what the guest leaves of it: half of it took three seconds of every five.
+_EMULATED_PACE = Pace("tcp=1@5,udp=3", tick_ms=40)
+
+
+def pace(root: Path = Path("/")) -> Pace:
+    """What suits the processor that Linux guests get on this machine."""
+    return _DIRECT_PACE if why_not_here(root) is None else _EMULATED_PACE
 
 
 def running_linux(plan: RigPlan) -> AbstractAsyncContextManager[Rig]:

@@ -38,8 +38,8 @@ class Case:
     ram_mib: int
     vcpu_count: int
     count: int  # of updates
-    load: str = "tcp=2,udp=20"
-    tick_ms: int = 20  # each tick costs an emulated processor some 0.3 ms
+    load: str  # as for --load
+    tick_ms: int
     faults: tuple[str, ...] = ()  # as for `cpr-drill --faults`
 
     def plan(self, guests: Path) -> LinuxPlan:
