@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tools.lab.cache import peer_qemu
-from tools.lab.linux.host import pace, running_linux
+from tools.lab.linux.host import pace, running_linux, why_not_here
 from tools.lab.linux.kernels import Kernel, fetch_linux, find_kernels
 from tools.lab.linux.rig import L1_BOOT_MS, RigPlan
 
@@ -80,8 +80,11 @@ def _shares(old: str, new: str) -> tuple[tuple[dict[str, Any], ...], ...]:
 async def test_linux_works_on_over_live_updates_and_faults() -> None:
     faulthandler.cancel_dump_traceback_later()  # minutes are no sign of hanging here
     kernels: tuple[Kernel, ...] = find_kernels(await asyncio.to_thread(fetch_linux))
+    shares = _shares(kernels[0].version, kernels[-1].version)
+    if why_not_here() is None:  # one machine with all its processors
+        shares = (tuple(case for cases in shares for case in cases),)
     async with asyncio.TaskGroup() as group:
-        for cases in _shares(kernels[0].version, kernels[-1].version):
+        for cases in shares:
             group.create_task(_all_pass(kernels, cases))
 
 
