@@ -101,6 +101,7 @@ class Chassis:
                 self.bus,
                 self.loop,
                 self.events.vcpu_stopped,
+                self.accel.name,
                 functools.partial(confine_vcpu_thread, self.config.sandbox),
             )
             undo.pop_all()

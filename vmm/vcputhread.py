@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
+import prctl
+
 from vmm.accel.base import IoBus, StopReason, Vcpu, VcpuStop
 from vmm.accel.x86_section import CpuSection
 from vmm.errors import MachineError
@@ -41,6 +43,7 @@ class VcpuThread:
         bus: IoBus,
         loop: asyncio.AbstractEventLoop,
         on_stopped: GuestStopped,
+        accel_name: str,
         confine: Callable[[], None],
     ) -> None:
         self.vcpu = vcpu
@@ -56,7 +59,9 @@ class VcpuThread:
         self._parked = _held_lock()
         self._idle = _held_lock()
         self._entering = _held_lock()
-        self._thread = threading.Thread(target=self._main, name=f"vcpu{vcpu.index}", daemon=True)
+        # As QEMU calls them, so that tools that place vCPUs by the names of threads find them.
+        name = f"CPU {vcpu.index}/{accel_name.upper()}"
+        self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._thread.start()
         try:
             self.do(confine)
@@ -131,6 +136,7 @@ class VcpuThread:
         self._thread.join(STOP_DEADLINE_MS / _MS_PER_S)
 
     def _main(self) -> None:
+        prctl.set_name(self._thread.name)
         while True:
             self._go.acquire()
             if self._ending:
@@ -179,13 +185,14 @@ class VcpuThreads:
         bus: IoBus,
         loop: asyncio.AbstractEventLoop,
         on_stopped: GuestStopped,
+        accel_name: str,
         confine: Callable[[], None] = _unconfined,
     ) -> None:
         """Each thread calls `confine` first; raises what that raises, with no thread left."""
         with contextlib.ExitStack() as undo:
             threads = []
             for vcpu in vcpus:
-                threads.append(VcpuThread(vcpu, bus, loop, on_stopped, confine))
+                threads.append(VcpuThread(vcpu, bus, loop, on_stopped, accel_name, confine))
                 undo.callback(threads[-1].end)
             undo.pop_all()
         self._threads = tuple(threads)

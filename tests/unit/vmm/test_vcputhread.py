@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 
@@ -38,6 +39,7 @@ class Rig:
             NoBus(),
             asyncio.get_running_loop(),
             lambda index, stop: self.stops.put_nowait((index, stop)),
+            "kvm",
         )
 
     def __enter__(self) -> Rig:
@@ -47,9 +49,18 @@ class Rig:
         self.threads.end()
 
 
+def name_of(thread_id: int) -> str:
+    return Path(f"/proc/self/task/{thread_id}/comm").read_text().strip()
+
+
 def entered(vcpus: Iterable[ScriptedVcpu]) -> None:
     for vcpu in vcpus:
         assert vcpu.inside.acquire(timeout=SCRIPT_DEADLINE_S)
+
+
+async def test_threads_have_the_names_that_qemu_gives_them() -> None:
+    with Rig(ScriptedVcpu(0), ScriptedVcpu(1)) as rig:
+        assert [name_of(i) for i in rig.threads.ids] == ["CPU 0/KVM", "CPU 1/KVM"]
 
 
 async def test_resume_returns_at_once_when_every_vcpu_is_halted() -> None:
