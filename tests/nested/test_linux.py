@@ -64,7 +64,7 @@ def _shares(old: str, new: str) -> tuple[tuple[dict[str, Any], ...], ...]:
     return (
         (
             case(old, "bzImage", 2, 256, 10),
-            case(new, "vmlinux", 1, 128, 1, load="tcp=2@10,udp=20"),
+            case(new, "vmlinux", 1, 128, 1, load="tcp=2@10,udp=20", reboots=True),
             case(old, "vmlinux", 4, 128, 1),
         ),
         (

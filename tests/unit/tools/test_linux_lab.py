@@ -11,7 +11,7 @@ import pytest
 from tools.lab.errors import CheckFailedError, LabError
 from tools.lab.linux.agentlink import OF_A_CROWDED_HOST, AgentReport, check_report
 from tools.lab.linux.cpio import Entry, archive
-from tools.lab.linux.disk import BLOCK_BYTES, block, check_disk
+from tools.lab.linux.disk import BLOCK_BYTES, block, check_disk, check_numbers
 
 REPORT: dict[str, Any] = {
     "ticks": 10,
@@ -106,3 +106,25 @@ def test_an_archive_has_folders_before_files_and_ends_in_its_trailer() -> None:
             break
     assert names == ["a", "a/b", "a/b/c", "a/d", "TRAILER!!!"]
     assert offset == len(data)
+
+
+@pytest.mark.parametrize(
+    ("said", "problem"),
+    [
+        (b"0\r\n1\r\n", "line 2 of 3 should be 2, it is nothing"),
+        (b"0\r\n2\r\n1\r\n", "line 1 of 3 should be 1, it is 2"),
+        (b"0\r\n1\r\n1\r\n2\r\n", "line 2 of 3 should be 2, it is 1"),
+        (b"0\r\n1\r\n2\r\n3\r\n", "line 3 of 3 should be nothing, it is 3"),
+        (b"0\r\n1\r\n\xff\r\n", "line 2 of 3 should be 2, it is \ufffd"),
+    ],
+    ids=["lost", "reordered", "doubled", "invented", "garbled"],
+)
+def test_each_block_is_announced_once_and_in_order(
+    tmp_path: Path, said: bytes, problem: str
+) -> None:
+    console = tmp_path / "numbers"
+    console.write_bytes(b"0\r\n1\r\n2\r\n")
+    check_numbers(console, 3)
+    console.write_bytes(said)
+    with pytest.raises(CheckFailedError, match=problem):
+        check_numbers(console, 3)

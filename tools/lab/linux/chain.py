@@ -25,7 +25,7 @@ from tools.lab.faults.duel import faulted_update
 from tools.lab.faults.oracle import Oracle, Outcome
 from tools.lab.launcher import Launched, Launcher
 from tools.lab.linux.agentlink import AgentLink, AgentWitness
-from tools.lab.linux.disk import check_disk
+from tools.lab.linux.disk import check_disk, check_numbers
 from tools.lab.linux.guest_spec import DISK_SIZE_BYTES, LinuxGuest
 from tools.lab.load import LoadSpec
 from tools.lab.load_ledger import LoadResult
@@ -53,6 +53,7 @@ class LinuxPlan:
     count: int
     load: LoadSpec
     faults: tuple[Case, ...] = ()  # one update each, after the others
+    reboots: bool = False  # at the end, before it is switched off
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,7 @@ class LinuxChain:
         os.truncate(self._disk, DISK_SIZE_BYTES)
         self._link = AgentLink.listen(self.traffic.namespace, guest.nic.host_address)
         stack.callback(self._link.close)
-        extra = guest.argv(self._disk, self._console)
+        extra = guest.argv(self._disk, self._console, self._numbers)
         async with Launcher(guest, extra=extra, first=self.traffic.child) as self._launcher:
             first = await self._launcher.start_plain(self.plan.build)
             await self._wait_for_agent(first.process)
@@ -174,7 +175,11 @@ class LinuxChain:
         self.where = "the load over all updates"
         await self.end_load()
         self.where = "the end"
-        await self.power_off(current)
+        self.check_files()
+        if self.plan.reboots:
+            self.where = "the reboot"
+            await self.reboot(current.process)
+        await self.power_off(current.process)
 
     async def end_load(self) -> None:
         """Check the ledger; a loss is told with what Linux says that it dropped itself."""
@@ -220,14 +225,27 @@ class LinuxChain:
             await loser.process.quit_cleanly()
         return owner, outcome
 
-    async def power_off(self, last: Launched) -> None:
-        """Check the disk, then let Linux switch itself off, and its process end by itself."""
+    def check_files(self) -> None:
+        """What Linux wrote is where it belongs; it writes no more."""
         stopped = self._guest.judge(self._link.ask("stop-disk"))
         self.blocks_written = stopped.blocks_written
         check_disk(self._disk, stopped.blocks_written)
-        last.process.forget_events()
+        check_numbers(self._numbers, stopped.blocks_written)
+
+    async def reboot(self, process: VmmProcess) -> None:
+        """Linux restarts the machine, which a successor boots by itself."""
+        process.forget_events()
+        self._link.tell("reboot")
+        reset = await within(POWER_OFF_MS, "Linux resets its machine", process.next_event())
+        if reset["event"] != "RESET" or not reset["data"]["guest"]:
+            raise CheckFailedError(f"{process.name}: {reset} instead of the guest's RESET")
+        await self._wait_for_agent(process)
+        self._link.report()
+
+    async def power_off(self, process: VmmProcess) -> None:
+        """Linux switches itself off, and its process ends by itself."""
+        process.forget_events()
         self._link.tell("poweroff")
-        process = last.process
         status = await within(POWER_OFF_MS, "the process ends with Linux", process.wait_exit())
         if status != 0:
             raise CheckFailedError(f"{process.name}: exit status {status} after Linux's power-off")
@@ -247,6 +265,10 @@ class LinuxChain:
     @property
     def _disk(self) -> Path:
         return self._files / "disk"
+
+    @property
+    def _numbers(self) -> Path:
+        return self._files / "numbers"
 
     @property
     def _console(self) -> Path:

@@ -1,4 +1,4 @@
-"""What the agent wrote to the guest's disk, checked from outside."""
+"""What the agent wrote to the guest's disk and to its virtio console, checked from outside."""
 
 from __future__ import annotations
 
@@ -32,4 +32,17 @@ def check_disk(image: Path, blocks_written: int) -> None:
             raise CheckFailedError(
                 f"disk: block at {position:#x} should hold write {sequence} of {blocks_written}, "
                 f"it holds {int.from_bytes(found[:8], 'little')}"
+            )
+
+
+def check_numbers(console: Path, blocks_written: int) -> None:
+    """The agent said the number of each block once, in order. Raises CheckFailedError."""
+    said = console.read_bytes().split()
+    for number in range(max(blocks_written, len(said))):
+        wanted = b"%d" % number if number < blocks_written else b"nothing"
+        found = said[number] if number < len(said) else b"nothing"
+        if found != wanted:
+            raise CheckFailedError(
+                f"virtio console: line {number} of {blocks_written} should be "
+                f"{wanted.decode()}, it is {found.decode(errors='replace')}"
             )

@@ -34,8 +34,11 @@ class LinuxGuest:
             f"cpr.port={CONTROL_PORT} cpr.tick_ms={self.tick_ms}"
         )
 
-    def argv(self, disk: Path, console: Path) -> list[str]:
-        """The rest of the command line: the kernel and its devices."""
+    def argv(self, disk: Path, console: Path, numbers: Path) -> list[str]:
+        """The rest of the command line: the kernel and its devices.
+
+        `console` gets what Linux says, `numbers` what the agent says on the virtio console.
+        """
         return [
             *("-kernel", str(self.kernel), "-initrd", str(self.initrd)),
             *("-chardev", f"file,id=console0,path={console},append=on"),
@@ -44,4 +47,6 @@ class LinuxGuest:
             *("-drive", f"if=none,id=disk0,format=raw,file={disk}"),
             *("-device", "virtio-blk-device,drive=disk0"),
             *("-device", "virtio-rng-device"),
+            *("-chardev", f"file,id=numbers0,path={numbers},append=on"),
+            *("-device", "virtio-serial-device", "-device", "virtconsole,chardev=numbers0"),
         ]

@@ -15,7 +15,7 @@ from tools.lab.errors import LabError
 from tools.lab.linux.cpio import ALIGNMENT, Entry, archive
 from tools.lab.linux.kernels import Kernel
 
-GUEST_MODULES = ("virtio_mmio", "virtio_net", "virtio_blk", "virtio_rng")
+GUEST_MODULES = ("virtio_mmio", "virtio_net", "virtio_blk", "virtio_rng", "virtio_console")
 _COMPILE = ("gcc", "-static", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread")
 COMPILE_DEADLINE_S = 120.0
 

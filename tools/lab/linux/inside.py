@@ -41,6 +41,7 @@ class Case:
     load: str  # as for --load
     tick_ms: int
     faults: tuple[str, ...] = ()  # as for `cpr-drill --faults`
+    reboots: bool = False
 
     def plan(self, guests: Path) -> LinuxPlan:
         """As the chain takes it; kernels are under `guests`/VERSION."""
@@ -58,6 +59,7 @@ class Case:
             count=self.count,
             load=parse_load(self.load),
             faults=tuple(case for name in self.faults for case in chosen_cases(name)),
+            reboots=self.reboots,
         )
 
 

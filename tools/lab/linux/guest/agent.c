@@ -4,7 +4,8 @@
  *
  * - a ticker that sleeps TICK_MS again and again and keeps its longest gap, and whether a clock went backwards;
  * - TCP echo, and UDP echo with a count of every numbered flow, on port 7 (the built-in guest's services);
- * - a disk writer that fills /dev/vda with numbered, checksummed blocks and reads each back;
+ * - a disk writer that fills /dev/vda with numbered, checksummed blocks, reads each back, and says its number on the
+ *   virtio console;
  * - a control connection to the host: one word in, one line of JSON out.
  */
 #define _GNU_SOURCE
@@ -235,7 +236,7 @@ static void fill(uint64_t sequence, uint64_t position)
 static void *write_disk(void *unused)
 {
     const struct timespec pause = ticks_long(DISK_PAUSE_TICKS);
-    int fd = open("/dev/vda", O_RDWR | O_DIRECT | O_CLOEXEC);
+    int fd = open("/dev/vda", O_RDWR | O_DIRECT | O_CLOEXEC), console = open("/dev/hvc0", O_WRONLY | O_NOCTTY | O_CLOEXEC);
     if (fd < 0)
         return unused; /* a guest without a disk */
     disk_size = lseek(fd, 0, SEEK_END);
@@ -245,10 +246,12 @@ static void *write_disk(void *unused)
         disk_errors += pwrite(fd, out, BLOCK, position) != BLOCK || (sequence % 8 == 7 && fsync(fd));
         disk_errors += pread(fd, back, BLOCK, position) != BLOCK || memcmp(out, back, BLOCK) != 0;
         blocks_written++;
+        disk_errors += dprintf(console, "%lu\n", sequence) < 0;
         nanosleep(&pause, NULL);
     }
     disk_errors += fsync(fd) != 0;
     close(fd);
+    close(console); /* waits for what is on its way */
     return unused;
 }
 
