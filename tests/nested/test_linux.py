@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tools.lab.cache import peer_qemu
+from tools.lab.errors import EmulatorStalledError
 from tools.lab.linux.host import pace, running_linux, why_not_here
 from tools.lab.linux.kernels import Kernel, fetch_linux, find_kernels
 from tools.lab.linux.rig import L1_BOOT_MS, RigPlan
@@ -88,15 +89,29 @@ async def test_linux_works_on_over_live_updates_and_faults() -> None:
             group.create_task(_all_pass(kernels, cases))
 
 
-async def _all_pass(kernels: tuple[Kernel, ...], cases: tuple[dict[str, Any], ...]) -> None:
+async def _all_pass(
+    kernels: tuple[Kernel, ...], cases: tuple[dict[str, Any], ...], stalls_max: int = 1
+) -> None:
+    """A machine whose emulator fails is no answer: what it had not done is for another one."""
+    left = list(cases)
     plan = RigPlan(qemu=peer_qemu(), l1_kernel=kernels[-1], guests=kernels, cases=cases)
-    async with running_linux(plan) as rig:
-        for case in cases:
-            report = await rig.next_report(L1_BOOT_MS + DEADLINE_S * 1000, tell=print)
-            print(report)  # noqa: T201 - the gap of each update is what one wants to see
-            assert report["failure"] is None
-            assert report["name"] == case["name"]
-            assert len(report["updates"]) == case["count"]
-            assert report["streams"] == int(case["load"].partition("tcp=")[2][0])
-            assert report["blocks_written"] > 0
-            assert report["faults"] == (FAULTS if "faults" in case else {})
+    try:
+        async with running_linux(plan) as rig:
+            while left:
+                report = await rig.next_report(L1_BOOT_MS + DEADLINE_S * 1000, tell=print)
+                print(report)  # noqa: T201 - the gap of each update is what one wants to see
+                _check(report, left.pop(0))
+    except EmulatorStalledError as stall:
+        if not stalls_max:
+            raise
+        print(f"{stall}; the rest runs in another machine")  # noqa: T201 - it must not go unseen
+        await _all_pass(kernels, tuple(left), stalls_max - 1)
+
+
+def _check(report: dict[str, Any], case: dict[str, Any]) -> None:
+    assert report["failure"] is None
+    assert report["name"] == case["name"]
+    assert len(report["updates"]) == case["count"]
+    assert report["streams"] == int(case["load"].partition("tcp=")[2][0])
+    assert report["blocks_written"] > 0
+    assert report["faults"] == (FAULTS if "faults" in case else {})

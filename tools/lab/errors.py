@@ -5,6 +5,7 @@ LabError
 ├── LaunchError          a VMM process did not come up; carries the end of its stderr
 ├── DeadlineError        an awaited event did not come within its named deadline
 ├── UpdateFailedError    a live update failed; carries the reasons of both sides
+├── EmulatorStalledError an emulated machine stands still, by a defect of its emulator
 └── CheckFailedError     an update succeeded but a promise was broken (sequence, RAM, leak)
 """
 
@@ -29,6 +30,10 @@ class DeadlineError(LabError):
 
 class UpdateFailedError(LabError):
     """The update did not happen; the guest should still be in the old process."""
+
+
+class EmulatorStalledError(LabError):
+    """The emulated machine's processor waits for an interrupt that its emulator lost."""
 
 
 class CheckFailedError(LabError):

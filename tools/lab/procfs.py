@@ -6,8 +6,10 @@ kinds of fds, the same number of threads and no children.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ _INODE = re.compile(r"^(socket|pipe):\[\d+\]$")
 _MEMFD = re.compile(r"^/memfd:(?P<name>.*) \(deleted\)$")
 _RUN_DIR_NUMBER = re.compile(r"\d+")
 PAGE_SIZE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_NS_PER_US = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,3 +145,16 @@ def _fd_links(pid: int) -> list[str]:
         except FileNotFoundError:
             continue  # an fd that was closed while we looked
     return links
+
+
+def cpu_time_us(pid: int) -> float:
+    """User and system time of a process so far, by its CPU-time clock, which counts nanoseconds.
+
+    /proc/PID/stat counts in ticks of 10 ms: a fast VMM's share of a short round reads as 0 there.
+    Source: clock_getcpuclockid(3). Raises ProcessLookupError when there is no such process.
+    """
+    clock = ctypes.c_int32()
+    failed = ctypes.CDLL(None).clock_getcpuclockid(pid, ctypes.byref(clock))
+    if failed:
+        raise ProcessLookupError(failed, f"CPU-time clock of process {pid}: {os.strerror(failed)}")
+    return time.clock_gettime_ns(clock.value) / _NS_PER_US

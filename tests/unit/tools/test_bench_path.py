@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
 
 from tools.lab.bench import path
-from tools.lab.bench.path import FRAME_BYTES, cpu_time_us, echo
+from tools.lab.bench.path import FRAME_BYTES, echo
 from tools.lab.errors import CheckFailedError
 
 Answer = Callable[[int, bytes], list[bytes]]
@@ -66,16 +63,3 @@ def test_frame_that_does_not_come_back_once_ends_the_measurement(
     monkeypatch.setattr(path, "ECHO_DEADLINE_S", 1.0)
     with peer(answer) as sock, pytest.raises(CheckFailedError, match=problem):
         echo(sock, 8, 2)
-
-
-def test_processor_time_of_a_process_is_read_to_the_microsecond() -> None:
-    before_us = time.process_time_ns() / 1000
-    now_us = cpu_time_us(os.getpid())
-    assert before_us <= now_us <= time.process_time_ns() / 1000
-
-
-def test_processor_time_of_no_process_is_an_error() -> None:
-    with subprocess.Popen(["true"]) as ended:
-        ended.wait()
-    with pytest.raises(ProcessLookupError, match=f"process {ended.pid}"):
-        cpu_time_us(ended.pid)

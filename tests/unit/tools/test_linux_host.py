@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
-from tools.lab.errors import LabError
-from tools.lab.linux import host
+from tools.lab.errors import DeadlineError, EmulatorStalledError, LabError
+from tools.lab.linux import host, rig
 from tools.lab.linux.kernels import Kernel
-from tools.lab.linux.rig import RigPlan
+from tools.lab.linux.rig import Rig, RigPlan
 from tools.lab.load import parse_load
 
 NO_KERNEL = Kernel("6.1", Path("/none"), Path("/none"))
@@ -83,3 +84,44 @@ def test_where_there_is_hardware_nothing_is_nested(monkeypatch: pytest.MonkeyPat
     plan = RigPlan(Path("/none"), NO_KERNEL, (), ())
     host.running_linux(plan)
     assert asked == [plan]
+
+
+class Script:
+    """A rig whose process is a shell's."""
+
+    def __init__(self, text: str, *, emulated: bool) -> None:
+        self._text, self._emulated = text, emulated
+
+    async def __aenter__(self) -> Rig:
+        self._process = await asyncio.create_subprocess_exec(
+            "sh", "-c", self._text, stdout=asyncio.subprocess.PIPE
+        )
+        return Rig(self._process, emulated=self._emulated)
+
+    async def __aexit__(self, *_error: object) -> None:
+        if self._process.returncode is None:
+            self._process.kill()
+        await self._process.wait()
+
+
+async def test_an_emulator_that_takes_no_processor_time_has_stalled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rig, "STALL_MS", 500)
+    async with Script("echo hello; exec tail -f /dev/null", emulated=True) as stalled:
+        with pytest.raises(EmulatorStalledError, match=r"no processor time(?s:.)*hello"):
+            await stalled.next_report()
+
+
+@pytest.mark.parametrize(
+    ("text", "emulated"),
+    [("while :; do :; done", True), ("exec tail -f /dev/null", False)],
+    ids=["busy", "not emulated"],
+)
+async def test_a_process_that_works_or_may_wait_has_not(
+    monkeypatch: pytest.MonkeyPatch, text: str, *, emulated: bool
+) -> None:
+    monkeypatch.setattr(rig, "STALL_MS", 100)
+    async with Script(text, emulated=emulated) as silent:
+        with pytest.raises(DeadlineError):
+            await silent.next_report(1000)

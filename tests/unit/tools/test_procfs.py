@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from tools.lab.errors import CheckFailedError
 from tools.lab.procfs import (
     ProcessCounters,
+    cpu_time_us,
     fd_kind,
     find_memfd,
     leaks,
@@ -97,3 +100,16 @@ def test_two_memfds_of_the_size_are_ambiguous(memfd: int) -> None:
 def test_missing_ram_is_said_with_its_size() -> None:
     with pytest.raises(CheckFailedError, match=r"one memfd of 50561024 bytes .* found 0"):
         find_memfd(os.getpid(), 50561024)
+
+
+def test_processor_time_of_a_process_is_read_to_the_microsecond() -> None:
+    before_us = time.process_time_ns() / 1000
+    now_us = cpu_time_us(os.getpid())
+    assert before_us <= now_us <= time.process_time_ns() / 1000
+
+
+def test_processor_time_of_no_process_is_an_error() -> None:
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait()
+    with pytest.raises(ProcessLookupError, match=f"process {ended.pid}"):
+        cpu_time_us(ended.pid)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
-import os
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -28,6 +26,7 @@ from tools.lab.load import LoadSpec
 from tools.lab.namespace import NetworkNamespace, TapSpec
 from tools.lab.nics import Nic, add_nics
 from tools.lab.process import VmmProcess
+from tools.lab.procfs import cpu_time_us
 from tools.lab.stats import Summary
 from tools.peer.microvm import running_microvm
 from vmm.boot.guest.net_report import PORT_ECHO, FlowPayload
@@ -201,16 +200,3 @@ def echo(sock: socket.socket, frames: int, window: int) -> list[int]:
 def _payload(sequence: int) -> bytes:
     payload = FlowPayload(ECHO_FLOW, ECHO_RUN, sequence, time.monotonic_ns()).pack()
     return payload.ljust(FRAME_BYTES, b"\0")
-
-
-def cpu_time_us(pid: int) -> float:
-    """User and system time of a process so far, by its CPU-time clock, which counts nanoseconds.
-
-    /proc/PID/stat counts in ticks of 10 ms: a fast VMM's share of a short round reads as 0 there.
-    Source: clock_getcpuclockid(3). Raises ProcessLookupError when there is no such process.
-    """
-    clock = ctypes.c_int32()
-    failed = ctypes.CDLL(None).clock_getcpuclockid(pid, ctypes.byref(clock))
-    if failed:
-        raise ProcessLookupError(failed, f"CPU-time clock of process {pid}: {os.strerror(failed)}")
-    return time.clock_gettime_ns(clock.value) / NS_PER_US

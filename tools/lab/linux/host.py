@@ -96,7 +96,7 @@ async def running_direct(plan: RigPlan) -> AsyncIterator[Rig]:
         process.stdin.write(json.dumps(plan.cases).encode())
         process.stdin.close()
         try:
-            yield Rig(process, "the lab's process")
+            yield Rig(process, emulated=False)
         finally:
             if process.returncode is None:
                 process.terminate()

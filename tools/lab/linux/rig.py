@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
 import shlex
 import sys
 import sysconfig
@@ -22,14 +23,15 @@ from tempfile import NamedTemporaryFile, TemporaryDirectory
 from typing import Any
 
 from tools.lab.cache import cache_folder
-from tools.lab.deadlines import within
-from tools.lab.errors import DeadlineError, LabError
+from tools.lab.deadlines import MS_PER_S, within
+from tools.lab.errors import DeadlineError, EmulatorStalledError, LabError
 from tools.lab.linux.cpio import Entry, archive
 from tools.lab.linux.initramfs import boot_files, guest_initramfs
 from tools.lab.linux.inside import NEWS_PREFIX, REPORT_PREFIX
 from tools.lab.linux.kernels import Kernel
 from tools.lab.linux.pythonbox import PROJECT, SITE, interpreter, project_files, python_files
 from tools.lab.linux.vmlinux import vmlinux
+from tools.lab.procfs import cpu_time_us
 
 _PROJECT_ROOT = Path(__file__).parents[3]
 L1_RAM_MIB = 3072
@@ -41,6 +43,10 @@ L1_MODULES = ("kvm_amd", "tun")
 # From the start of QEMU to the first line of the lab in L1; some 10 s on a quiet machine.
 L1_BOOT_MS = 180_000
 CASE_MS = 240_000
+# A machine with Linux in it has a timer every second or so, and more when something runs there. One
+# that takes no processor time for as long as this has lost a timer interrupt, in the emulator.
+STALL_MS = 30_000
+STALL_CPU_US = 1_000
 LINE_MAX_BYTES = 1 << 20
 _TAIL_LINES = 30
 _COMMAND_LINE = (
@@ -71,17 +77,19 @@ class RigPlan:
 
 
 class Rig:
-    """A process that runs cases (L1, or on this machine), read line by line."""
+    """A process that runs cases, in L1 or on this machine (not `emulated`), read line by line."""
 
-    def __init__(self, process: asyncio.subprocess.Process, name: str = "L1") -> None:
+    def __init__(self, process: asyncio.subprocess.Process, *, emulated: bool) -> None:
         self._process = process
-        self._name = name
+        self._emulated = emulated
         self._tail: list[str] = []
 
     async def next_report(
         self, deadline_ms: int = CASE_MS, tell: Callable[[str], object] | None = None
     ) -> dict[str, Any]:
-        """The next report of a case. Raises LabError when L1 ends, DeadlineError.
+        """The next report of a case.
+
+        Raises LabError when the process ends, DeadlineError, EmulatorStalledError.
 
         `tell` hears of every update as it comes.
         """
@@ -91,8 +99,7 @@ class Rig:
             raise DeadlineError(f"{error}; {self._last_lines()}") from error
 
     async def _read(self, tell: Callable[[str], object] | None) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        while line := (await self._process.stdout.readline()).decode(errors="replace"):
+        while line := (await self._next_line()).decode(errors="replace"):
             start = line.find(REPORT_PREFIX)
             if start >= 0:
                 report: dict[str, Any] = json.loads(line[start + len(REPORT_PREFIX) :])
@@ -101,7 +108,31 @@ class Rig:
             if news >= 0 and tell is not None:
                 tell(line[news + len(NEWS_PREFIX) :].rstrip())
             self._tail = [*self._tail[-_TAIL_LINES:], line.rstrip()]
-        raise LabError(f"rig: {self._name} ended before the report; {self._last_lines()}")
+        name = "L1" if self._emulated else "the lab's process"
+        raise LabError(f"rig: {name} ended before the report; {self._last_lines()}")
+
+    async def _next_line(self) -> bytes:
+        assert self._process.stdout is not None
+        reading = asyncio.ensure_future(self._process.stdout.readline())
+        try:
+            while True:
+                before_us = self._cpu_time_us()
+                done, _ = await asyncio.wait({reading}, timeout=STALL_MS / MS_PER_S)
+                if done:
+                    return reading.result()
+                if self._emulated and self._cpu_time_us() - before_us < STALL_CPU_US:
+                    raise EmulatorStalledError(
+                        f"rig: L1's emulator took no processor time for {STALL_MS} ms: it lost an "
+                        f"interrupt (ARCHITECTURE.md); {self._last_lines()}"
+                    )
+        finally:
+            reading.cancel()
+
+    def _cpu_time_us(self) -> float:
+        try:
+            return cpu_time_us(self._process.pid)
+        except ProcessLookupError:  # its last line is on its way
+            return math.inf
 
     def _last_lines(self) -> str:
         return "its last lines:\n" + "\n".join(self._tail)
@@ -122,7 +153,7 @@ async def running_rig(plan: RigPlan) -> AsyncIterator[Rig]:
             limit=LINE_MAX_BYTES,
         )
         try:
-            yield Rig(process)
+            yield Rig(process, emulated=True)
         finally:
             if process.returncode is None:
                 process.kill()
