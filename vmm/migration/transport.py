@@ -46,6 +46,10 @@ async def connect(address: MigrationAddress, timeout_ms: int) -> socket.socket:
     try:
         async with asyncio.timeout(timeout_ms / _MS_PER_S):
             await asyncio.get_running_loop().sock_connect(sock, target)
+    except (TypeError, ValueError) as error:  # no host name
+        sock.close()
+        where = ":".join(str(part) for part in target)
+        raise MigrationError(f"address resolution failed for {where}: {error}") from error
     except BaseException:
         sock.close()
         raise

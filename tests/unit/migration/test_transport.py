@@ -37,6 +37,14 @@ def test_a_name_that_is_no_host_cannot_be_listened_on(host: str) -> None:
         Listener.open(SocketInet(host, "4444"))
 
 
+@pytest.mark.parametrize("host", ["a..b", "é" * 70, "a\0b"])
+async def test_a_name_that_is_no_host_cannot_be_connected_to(host: str) -> None:
+    """Such a name raises what is no OSError; nobody up there would catch that."""
+    with pytest.raises((MigrationError, OSError)) as caught:
+        await connect(SocketInet(host, "4444"), DEADLINE_MS)
+    assert "resolution" in str(caught.value) or "not known" in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["x", "²", "-1", "1" * 5000, str(1 << 31)])
 def test_an_fd_that_is_no_number_is_no_listener(name: str) -> None:
     with pytest.raises(MigrationError, match=r"File descriptor named '.*' has not been found"):
