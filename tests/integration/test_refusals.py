@@ -144,6 +144,25 @@ async def test_main_address_that_nobody_listens_on_fails_with_the_guest_running(
 
 
 @pytest.mark.parametrize(
+    ("host", "port"), [("a..b", "1"), ("a\0b", "1"), ("127.0.0.1", "http"), ("", "1" * 5000)]
+)
+async def test_main_address_that_is_none_fails_with_the_guest_running(
+    rig: Rig, host: str, port: str
+) -> None:
+    await rig.boot()
+    new = await rig.successor()
+    await set_cpr_transfer(rig)
+    address = {"transport": "socket", "type": "inet", "host": host, "port": port}
+    main = {"channel-type": "main", "addr": address}
+    await rig.vmm.execute("migrate", {"channels": [main, unix("cpr", new.cpr_path)]})
+    assert await exit_status(new.process) == 1
+    info = await query_migrate(rig.vmm)
+    assert info["status"] == "failed"
+    assert f"address resolution failed for {host}:{port}" in info["error-desc"]
+    await unharmed(rig)
+
+
+@pytest.mark.parametrize(
     ("ram", "region"),
     [
         (("-m", "16M"), "pc.ram"),

@@ -232,8 +232,8 @@ class SourceUpdate:
         try:
             with await connect(self._main_address, deadline_ms) as sock:
                 await send_main_header(sock, header, protocol, deadline_ms)
-        except (CprError, VmmError, OSError) as error:
-            self._driver.fail(connect_reason(self._main_address, error))
+        except Exception as error:  # whatever it is: the guest runs here, and goes on
+            self._driver.fail(connect_reason(self._main_address, error) or repr(error))
             return
         if self._driver.handshake.phase is Phase.CONNECTING:
             self._driver.feed(Event.MAIN_SENT)
