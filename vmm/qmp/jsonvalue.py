@@ -1,9 +1,8 @@
 """One JSON text to one value, with QEMU's error texts and its one extension, 'single quotes'.
 
 The standard library's parser does the work. Only a text that it refuses, or in which it does not
-see a mistake, goes through the small parser below, which accepts single-quoted strings and otherwise
-says what is wrong in QEMU's words.
-Both refuse duplicate keys, NaN and infinities.
+see a mistake, goes through the small parser below, which accepts single-quoted strings and
+otherwise says what is wrong in QEMU's words. Both refuse duplicate keys, NaN and infinities.
 """
 
 from __future__ import annotations
