@@ -60,6 +60,7 @@ _INIT = """#!/bin/busybox sh
 for module in $(/bin/busybox cat /modules/order); do /bin/busybox insmod "/modules/$module"; done
 /bin/busybox ip link set lo up
 /bin/busybox dmesg -n 1
+echo always >/sys/kernel/mm/transparent_hugepage/shmem_enabled
 export PATH=/bin HOME=/root TMPDIR=/tmp PYTHONPATH=/{project}:/{site}
 {python} -m tools.lab.linux.inside </cases.json 2>&1
 /bin/busybox poweroff -f
