@@ -63,6 +63,7 @@ def plan_boot(config: VmmConfig) -> BootPlan:
 
 def builtin_guest_elf() -> bytes:
     """The shipped ELF of the built-in guest."""
+    # Not by importlib.resources, which brings tempfile and all compressors into each start.
     return (Path(__file__).parent / "guest" / "guest.elf").read_bytes()
 
 

@@ -6,10 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from vmm.cli.builder import ConfigBuilder
+from vmm.cli.fdset import fd_number
 from vmm.cli.memory import ID_HELP
 from vmm.config import Chardev, ChardevKind, Monitor, MonitorMode
 from vmm.errors import ConfigError
-from vmm.optstr import is_identifier, parse_bool, parse_number, parse_options
+from vmm.optstr import is_identifier, parse_bool, parse_options
 
 BACKEND_NAMES = ("null", "stdio", "file", "socket", "pty")
 _KINDS = {
@@ -162,9 +163,7 @@ def _make(name: str, kind: ChardevKind, given: dict[str, str]) -> Chardev:
 def _socket(name: str, path: str | None, fd: str | None, flags: dict[str, bool]) -> Chardev:
     if (path is None) == (fd is None):
         raise ConfigError("None or one of 'path', 'fd' or 'host' option required.")
-    number = None if fd is None else parse_number(fd)
-    if fd is not None and number is None:
-        raise ConfigError(f"Unable to parse FD number {fd}")
+    number = None if fd is None else fd_number(fd)
     if path == "":
         raise ConfigError("invalid Unix socket address")
     server = flags.get("server", False)

@@ -38,6 +38,14 @@ def resolve_fdsets(config: VmmConfig) -> VmmConfig:
     )
 
 
+def fd_number(text: str) -> int:
+    """The number of an inherited fd, as `fd=` gives it. Raises ConfigError with QEMU's text."""
+    number = parse_number(text)
+    if number is None:
+        raise ConfigError(f"Unable to parse FD number {text}")
+    return number
+
+
 def _floppy(floppy: FloppyImage | None, fds: Sequence[InheritedFd]) -> FloppyImage | None:
     path = None if floppy is None else _readable(floppy.file, fds)
     return None if path is None else FloppyImage(path)

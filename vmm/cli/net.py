@@ -6,10 +6,11 @@ import re
 from typing import Any
 
 from vmm.cli.builder import ConfigBuilder
+from vmm.cli.fdset import fd_number
 from vmm.cli.memory import ID_HELP
 from vmm.config import DEFAULT_IFDOWN, DEFAULT_IFUP, TapNetdev, VirtioNetDevice
 from vmm.errors import ConfigError
-from vmm.optstr import is_identifier, parse_number, parse_options
+from vmm.optstr import is_identifier, parse_options
 from vmm.qapi import (
     BOOL,
     SIZE,
@@ -98,13 +99,6 @@ def _tap(name: str, given: dict[str, Any]) -> TapNetdev:
     )
 
 
-def _fd_number(text: str) -> int:
-    number = parse_number(text)
-    if number is None:
-        raise ConfigError(f"Unable to parse FD number {text}")
-    return number
-
-
 def _inherited(name: str, given: dict[str, Any]) -> TapNetdev:
     """Not opened yet: in a successor the number is only what the first process had."""
     which = "fd" if "fd" in given else "fds"
@@ -115,7 +109,7 @@ def _inherited(name: str, given: dict[str, Any]) -> TapNetdev:
             f"{', '.join(f'{key}=' for key in _NOT_WITH_FD)} are invalid with {which}="
         )
     numbers = given[which].split(":") if which == "fds" else [given[which]]
-    fds = tuple(_fd_number(number) for number in numbers)
+    fds = tuple(fd_number(number) for number in numbers)
     return TapNetdev(
         name,
         fds=fds,

@@ -51,7 +51,7 @@ def test_a_system_that_says_nothing_has_none(tmp_path: Path) -> None:
 def test_an_emulated_processor_gets_less_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     paces = {}
     for reason in (None, "no hardware"):
-        monkeypatch.setattr(host, "why_not_here", lambda _root, found=reason: found)
+        monkeypatch.setattr(host, "why_not_here", lambda found=reason: found)
         paces[reason] = host.pace()
     direct, emulated = (parse_load(paces[reason].load) for reason in (None, "no hardware"))
     assert direct.tcp_writes_per_s > emulated.tcp_writes_per_s > 0

@@ -45,7 +45,7 @@ class AgentReport:
     monotonic_backwards: int
     realtime_backwards: int
     blocks_written: int
-    disk_errors: int  # failed or read back wrong
+    disk_errors: int  # failed, read back wrong, or not to be announced on the virtio console
     answers_refused: int  # UDP answers that Linux did not take to send: no frame of ours
     queue_drops: int  # frames that Linux's own queues dropped before the card had them; -1: unknown
     flows: tuple[FlowReport, ...]

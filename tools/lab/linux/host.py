@@ -57,9 +57,9 @@ _DIRECT_PACE = Pace("tcp=2,udp=50", tick_ms=1)
 _EMULATED_PACE = Pace("tcp=1@5,udp=3", tick_ms=40)
 
 
-def pace(root: Path = Path("/")) -> Pace:
+def pace() -> Pace:
     """What suits the processor that Linux guests get on this machine."""
-    return _DIRECT_PACE if why_not_here(root) is None else _EMULATED_PACE
+    return _DIRECT_PACE if why_not_here() is None else _EMULATED_PACE
 
 
 def running_linux(plan: RigPlan) -> AbstractAsyncContextManager[Rig]:

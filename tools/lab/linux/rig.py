@@ -114,6 +114,8 @@ class Rig:
 
     async def _next_line(self) -> bytes:
         assert self._process.stdout is not None
+        if not self._emulated:  # it may wait as long as it likes
+            return await self._process.stdout.readline()
         reading = asyncio.ensure_future(self._process.stdout.readline())
         try:
             while True:
@@ -121,7 +123,7 @@ class Rig:
                 done, _ = await asyncio.wait({reading}, timeout=STALL_MS / MS_PER_S)
                 if done:
                     return reading.result()
-                if self._emulated and self._cpu_time_us() - before_us < STALL_CPU_US:
+                if self._cpu_time_us() - before_us < STALL_CPU_US:
                     raise EmulatorStalledError(
                         f"rig: L1's emulator took no processor time for {STALL_MS} ms: it lost an "
                         f"interrupt (ARCHITECTURE.md); {self._last_lines()}"
